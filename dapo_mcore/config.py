@@ -1,0 +1,249 @@
+"""Every option of a run, typed, with its default and unit. Imports no torch: a typo is answered within a second.
+
+Names follow verl where the meaning is the same; the paper is DAPO, arXiv:2503.14476. The YAML files under configs/
+hold only differences from these defaults. Checks that need the model's config.json are in `check_model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Dtype(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Truncation(Enum):
+    """What happens to a prompt longer than data.max_prompt_length when it is not filtered out."""
+
+    error = "error"
+    left = "left"  # drop the beginning
+    right = "right"  # drop the end
+
+
+# token-mean: one denominator, all trained tokens of the mini-batch (DAPO)
+LossAggMode = Enum("LossAggMode", {"token-mean": "token-mean"})
+
+
+class OldLogprobs(Enum):
+    """Where the clip's pi_old comes from."""
+
+    auto = "auto"  # skip when a step makes one update (the ratio is then exactly 1), otherwise recompute
+    recompute = "recompute"  # a forward pass of the policy before the first update
+    rollout = "rollout"  # what the engine reported while sampling
+
+
+class Recompute(Enum):
+    """Megatron activation recomputation."""
+
+    none = "none"
+    selective = "selective"  # core attention only
+    full = "full"  # every layer
+
+
+class OnExhausted(Enum):
+    """What a step does when max_num_gen_batches is spent and too few groups passed the filter."""
+
+    train_partial = "train_partial"  # train on what passed; the token denominator follows
+    stop = "stop"  # save a checkpoint and end the run with the reason
+
+
+class ResumeMode(Enum):
+    auto = "auto"  # from the newest complete checkpoint in trainer.output_dir, if there is one
+    disable = "disable"
+    path = "resume_path"  # from trainer.resume_from_path, which must exist
+
+
+class MixedMetric(Enum):
+    """What the group filter compares. Never the shaped reward: see docs/algorithm.md."""
+
+    acc = "acc"  # the verifier's raw accuracy
+
+
+def _refuse(option: str, value: object, reason: str, way_out: str) -> None:
+    raise ValueError(f"{option}={value}: {reason}; {way_out}")
+
+
+def _positive(**options: float) -> None:
+    for option, value in options.items():
+        if value <= 0:
+            _refuse(option.replace("__", "."), value, "must be above 0", "give a positive number")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    path: str = MISSING  # folder with HF config.json, safetensors and tokenizer
+    dtype: Dtype = Dtype.bf16  # of the policy's parameters and of rollout; gradients and optimizer are fp32
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """Where prompts come from: files, or a reasoning-gym task."""
+
+    files: list[str] = field(default_factory=list)  # .jsonl or .parquet
+    prompt_key: str = "prompt"  # a string, or a list of {role, content} messages
+    answer_key: str = "answer"
+    answer_pattern: str = ""  # regular expression whose first group is the answer, e.g. '####\s*(.+)' for GSM8K
+    task: str = ""  # reasoning-gym task name; excludes `files`
+    task_options: dict[str, Any] = field(default_factory=dict)  # of the task, e.g. {min_terms: 4}
+    size: int = -1  # number of problems; -1: all (files only)
+    seed: int = 0  # of the task's problems; item i of a task is drawn from seed + i
+
+    def check(self, name: str) -> None:
+        if bool(self.files) == bool(self.task):
+            _refuse(f"{name}.files", self.files, f"and {name}.task={self.task!r}: one of the two names the problems",
+                    f"set either {name}.files=[a.jsonl] or {name}.task=chain_sum")  # fmt: skip
+        if self.task and self.size <= 0:
+            _refuse(f"{name}.size", self.size, "a reasoning-gym task has no size of its own", "say how many problems")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    train: SourceConfig = field(default_factory=SourceConfig)
+    val: SourceConfig = field(default_factory=SourceConfig)
+    exclude_val_from_train: bool = True  # drop training prompts whose text is also in validation, and count them
+    instruction: str = ""  # appended to every question, e.g. "Put the final answer in \\boxed{}."
+    apply_chat_template: bool = True  # False: the prompt's text as it is
+    max_prompt_length: int = 1024  # tokens
+    max_response_length: int = 1024  # tokens; L_max of eq. 13
+    filter_overlong_prompts: bool = True  # drop prompts above max_prompt_length, and count them
+    truncation: Truncation = Truncation.error
+    shuffle: bool = True  # by trainer.seed and epoch
+    train_batch_size: int = 512  # prompts (groups) that train one step
+    gen_batch_size: int = 0  # prompts sampled per generation round; 0: as many groups as are missing, x 1.3 with filter
+
+
+@dataclass(kw_only=True, slots=True)
+class ValConfig:
+    """Sampling at validation. pass@k needs n >= k."""
+
+    n: int = 1  # responses per problem; mean@n and pass@n are logged
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 0.7  # the paper's evaluation
+    top_k: int = -1
+    greedy: bool = False  # also report one greedy response per problem, as val/accuracy_greedy
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    n: int = 16  # G: responses per prompt
+    temperature: float = 1.0  # also divides the policy's logits in the loss
+    top_p: float = 1.0  # fixed: another value would sample from a distribution the loss does not know
+    top_k: int = -1  # fixed, likewise
+    tensor_model_parallel_size: int = 1  # consecutive ranks that share one engine
+    kv_cache_mb: int = 4096  # MiB per rank; always explicit
+    max_num_seqs: int = 256  # sequences decoded together per engine
+    max_num_batched_tokens: int = 8192
+    enforce_eager: bool = False  # True: no graph capture; always so on CPU
+    val: ValConfig = field(default_factory=ValConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class OverlongBufferConfig:
+    """Soft overlong punishment, eq. 13: 0 up to L_max - len, then falling linearly to -penalty_factor at L_max."""
+
+    enable: bool = True
+    len: int = 256  # L_cache, tokens
+    penalty_factor: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardConfig:
+    verifier: str = "math"  # math | reasoning_gym | exact_match | package.module:function
+    overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
+    num_workers: int = 1  # verifier processes
+    timeout_s: float = 10.0  # per response; the worker is killed and replaced
+    max_failure_rate: float = 0.1  # share of timeouts and errors in one step's responses above which the run stops
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterGroupsConfig:
+    """Dynamic sampling, eq. 11: keep groups whose metric is not all equal."""
+
+    enable: bool = True
+    metric: MixedMetric = MixedMetric.acc
+    max_num_gen_batches: int = 10  # generation rounds per step
+    on_exhausted: OnExhausted = OnExhausted.train_partial
+
+
+@dataclass(kw_only=True, slots=True)
+class AlgorithmConfig:
+    filter_groups: FilterGroupsConfig = field(default_factory=FilterGroupsConfig)
+    norm_adv_by_std_in_grpo: bool = True  # eq. 9; False: Dr.GRPO
+    std_ddof: int = 1  # 1: unbiased standard deviation (verl); 0: population
+    overlong_filtering: bool = False  # mask truncated responses out of the loss; they still count in mean and std
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 1e-6
+    lr_warmup_steps: int = 0  # training steps (not updates) of linear warm-up; the paper: 20
+    lr_decay_style: str = "constant"  # constant | linear | cosine
+    min_lr: float = 0.0
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_grad: float = 1.0  # global gradient norm
+
+
+@dataclass(kw_only=True, slots=True)
+class MegatronConfig:
+    """Layout of the policy; data parallel is world size / tensor."""
+
+    tensor_model_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int = 1
+    sequence_parallel: bool = False
+    recompute: Recompute = Recompute.none
+    use_distributed_optimizer: bool = True
+
+
+@dataclass(kw_only=True, slots=True)
+class ActorConfig:
+    ppo_mini_batch_size: int = 32  # prompts (groups) per optimizer update
+    ppo_max_token_len_per_gpu: int = 16384  # token budget of a packed micro-batch
+    clip_ratio_low: float = 0.2  # epsilon_low
+    clip_ratio_high: float = 0.28  # epsilon_high
+    clip_ratio_c: float = 10.0  # dual clip: bound of the ratio where the advantage is negative
+    loss_agg_mode: LossAggMode = LossAggMode["token-mean"]
+    entropy_coeff: float = 0.0
+    old_logprobs: OldLogprobs = OldLogprobs.auto
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    megatron: MegatronConfig = field(default_factory=MegatronConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    total_training_steps: int = MISSING
+    output_dir: str = "outputs/run"
+    project_name: str = "dapo_mcore"
+    experiment_name: str = "run"
+    seed: int = 0
+    val_before_train: bool = True
+    test_freq: int = 10  # validate every so many steps and after the last; 0: never
+    save_freq: int = 20  # checkpoint every so many steps and after the last; 0: only after the last
+    max_ckpt_to_keep: int = 2
+    save_hf_model: bool = True  # export the final policy to output_dir/hf_model
+    resume_mode: ResumeMode = ResumeMode.auto
+    resume_from_path: str = ""
+    wandb: bool = False  # besides metrics.jsonl and TensorBoard events, which are always written
+    rollouts_to_keep: int = 8  # sampled responses written out per step, to read
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

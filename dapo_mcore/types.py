@@ -1,0 +1,124 @@
+"""One frozen type per station of a step.
+
+    prompts ──► rollout ──► reward ──► groups ──► batch ──► actor
+    Prompt      Response    Verdict    Group      TrainBatch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the configuration and the prompt side work without torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question as the policy reads it, and what its verifier needs to judge an answer."""
+
+    uid: int  # position in the shuffled stream, counted over epochs: one occurrence, never reused in a run
+    row: int  # row in the data set
+    token_ids: tuple[int, ...]
+    text: str  # what `token_ids` decode to, for people
+    answer: str  # the ground truth
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # whatever else the row held, for the verifier
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # the policy ended its response
+    LENGTH = "length"  # cut at max_response_length
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled answer, as the engine that sampled it reports it."""
+
+    token_ids: tuple[int, ...]  # includes the end-of-sequence token when finish_reason is STOP
+    logprobs: tuple[float, ...]  # of each token under the sampling distribution (behaviour policy), nats
+    text: str
+    finish_reason: FinishReason
+    version: int  # policy version that sampled it: number of training steps the weights have behind them
+
+
+class Outcome(StrEnum):
+    GRADED = "graded"
+    TIMEOUT = "timeout"  # the verifier was killed at its deadline
+    ERROR = "error"  # the verifier raised or died
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the verifier says. A response that could not be graded is counted apart from a wrong one."""
+
+    accuracy: float  # raw correctness in [0, 1]; the group filter looks at this and nothing else
+    score: float  # task reward before any shaping; DAPO eq. 7: +1 or -1
+    outcome: Outcome = Outcome.GRADED
+    detail: str = ""  # the verifier's error message
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    response: Response
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The `n` graded responses to one prompt: the unit of filtering and of the advantage."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        return tuple(sample.verdict.accuracy for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """Responses ready for the actor: ragged, flat, unpadded; the same on every rank.
+
+    S responses, L = sum of their prompt and response tokens, N = sum of their response tokens.
+    Everything of length N is concatenated in the order of the responses.
+    """
+
+    token_ids: Tensor  # [L] int64: prompt then response, response after response
+    prompt_lengths: Tensor  # [S] int64
+    response_lengths: Tensor  # [S] int64
+    loss_mask: Tensor  # [N] bool: the response tokens that are trained on
+    advantages: Tensor  # [N] float32
+    rollout_logprobs: Tensor  # [N] float32: from the engine (behaviour policy)
+    old_logprobs: Tensor | None = None  # [N] float32: pi_old of the clip; None: on-policy, the ratio is exactly 1
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Tokens that share the token-mean's denominator, once every mask is final."""
+        return int(self.loss_mask.sum())
+
+    def with_old_logprobs(self, old_logprobs: Tensor) -> TrainBatch:
+        return replace(self, old_logprobs=old_logprobs)
+
+    def select(self, start: int, stop: int) -> TrainBatch:
+        """Responses [start, stop)."""
+        total = self.prompt_lengths + self.response_lengths
+        rows = slice(int(total[:start].sum()), int(total[:stop].sum()))
+        tokens = slice(int(self.response_lengths[:start].sum()), int(self.response_lengths[:stop].sum()))
+        return TrainBatch(
+            token_ids=self.token_ids[rows],
+            prompt_lengths=self.prompt_lengths[start:stop],
+            response_lengths=self.response_lengths[start:stop],
+            loss_mask=self.loss_mask[tokens],
+            advantages=self.advantages[tokens],
+            rollout_logprobs=self.rollout_logprobs[tokens],
+            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[tokens],
+        )
+
+    def split(self, size: int) -> list[TrainBatch]:
+        """Mini-batches of `size` responses each, in order; the last one may be smaller."""
+        return [self.select(start, min(start + size, len(self))) for start in range(0, len(self), size)]
