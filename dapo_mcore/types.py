@@ -1,7 +1,7 @@
 """One frozen type per station of a step.
 
-    prompts ──► rollout ──► reward ──► groups ──► batch ──► actor
-    Prompt      Response    Verdict    Group      TrainBatch
+prompts ──► rollout ──► reward ──► groups ──► batch ──► actor
+Prompt      Response    Verdict    Group      TrainBatch
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the configuration and the prompt side work without torch
@@ -120,5 +121,7 @@ class TrainBatch:
         )
 
     def split(self, size: int) -> list[TrainBatch]:
-        """Mini-batches of `size` responses each, in order; the last one may be smaller."""
-        return [self.select(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one."""
+        parts = -(-len(self) // size)
+        cuts = [len(self) * i // parts for i in range(parts + 1)]
+        return [self.select(start, stop) for start, stop in pairwise(cuts)]
