@@ -1,0 +1,37 @@
+"""CUDA devices, with NCCL. Megatron-Core needs no adapting here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+from dapo_mcore.platform.device import MemoryStats, Platform
+
+
+def _memory_stats() -> MemoryStats:
+    return MemoryStats(
+        used=torch.cuda.memory_allocated(),
+        peak=torch.cuda.max_memory_allocated(),
+        total=torch.cuda.mem_get_info()[1],
+    )
+
+
+def _nothing() -> None:
+    """Megatron-Core is written for this device."""
+
+
+def platform() -> Platform:
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return Platform(
+        name="cuda",
+        device=device,
+        collective_backend="cpu:gloo,cuda:nccl",  # small decisions travel as CPU tensors
+        has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        memory_stats=_memory_stats,
+        synchronize=torch.cuda.synchronize,
+        empty_cache=torch.cuda.empty_cache,
+        adapt_megatron=_nothing,
+    )

@@ -1,0 +1,31 @@
+"""What the rest of the project may ask about the accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """Memory of this process on its device, bytes."""
+
+    used: int
+    peak: int  # since the process started
+    total: int  # of the device, all processes
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Facts and services of one kind of device, for this process."""
+
+    name: str
+    device: torch.device  # of this rank
+    collective_backend: str  # for torch.distributed.init_process_group; serves tensors on the device and on the CPU
+    has_transformer_engine: bool  # whether Megatron's Transformer Engine layers can be built
+    memory_stats: Callable[[], MemoryStats]
+    synchronize: Callable[[], None]  # wait until the device has done what it was given
+    empty_cache: Callable[[], None]  # give cached, unused memory back to the device
+    adapt_megatron: Callable[[], None]
