@@ -1,0 +1,205 @@
+"""vLLM inside this process: one rank's part of one rollout replica."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
+from dapo_mcore.rollout import vllm_cpu
+from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.rng import undisturbed_rng
+from dapo_mcore.rollout.vllm_env import prepare_environment
+from dapo_mcore.types import FinishReason, Response
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from vllm import LLMEngine, RequestOutput, SamplingParams
+
+DTYPES = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
+WEIGHT_UPDATE = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
+
+
+class Tokenizer(Protocol):
+    """Of a Hugging Face tokenizer, what turns responses into text."""
+
+    eos_token_id: int | None
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+
+class VllmEngine:
+    """An in-process vLLM engine whose weights are replaced between generations.
+
+    With `rollout.tensor_model_parallel_size` above 1 this is one of so many consecutive ranks of a launcher's world
+    (RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); all of them make the same calls with the same arguments.
+
+    Every request brings its own seed, so that its response does not depend on the other requests. The reported
+    log-probabilities are those of the distribution that was sampled: after temperature, top-p and top-k; greedy
+    responses get those of temperature 1. The process is changed as `prepare_environment` says.
+    """
+
+    version: int = -1  # of the weights; those of the model's folder come before the first `load`
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        tokenizer: Tokenizer,
+        *,
+        max_prompt_length: int,
+        max_response_length: int,
+        launched: bool = False,
+        job: str = "",
+    ) -> None:
+        """Load the model of `model.path`.
+
+        Args:
+            model: folder and dtype.
+            rollout: engine options.
+            tokenizer: decodes responses; its end-of-sequence token ends them, beside the model's own.
+            max_prompt_length: tokens; longer prompts are refused.
+            max_response_length: tokens.
+            launched: this process is one rank of a torchrun-like world.
+            job: names this run's shared memory; the same on all ranks, used by no other run on the host.
+
+        Raises:
+            ValueError: rollout.kv_cache_mb cannot hold one sequence; or vLLM refused the model or an option.
+        """
+        prepare_environment()
+        self._tokenizer = tokenizer
+        self._stop_token_ids = sorted(eos_token_ids(Path(model.path)) | ({tokenizer.eos_token_id} - {None}))
+        self._max_prompt_length = max_prompt_length
+        self._max_response_length = max_response_length
+        with undisturbed_rng():
+            self._llm = _start(model, rollout, max_prompt_length + max_response_length, launched, job)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """Responses in the order of `requests`.
+
+        Raises:
+            ValueError: a prompt or `sampling.max_tokens` is longer than the engine was built for.
+        """
+        self._refuse_overlong(requests, sampling)
+        with undisturbed_rng():
+            for position, request in enumerate(requests):
+                prompt: Any = {"prompt_token_ids": list(request.prompt.token_ids)}
+                self._llm.add_request(str(position), prompt, self._params(request, sampling))
+            finished = {}
+            while self._llm.has_unfinished_requests():
+                finished |= {int(output.request_id): self._response(output) for output in self._llm.step()}
+        return [finished[position] for position in range(len(requests))]
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over `weights`, pairs of HF name and full tensor, and forget what was computed with the old ones.
+
+        A sleeping engine is woken: the weights' memory before the update, the KV cache's after it.
+
+        Raises:
+            ValueError: a weight is missing.
+            RuntimeError: the prefix cache was in use.
+        """
+        asleep = self._llm.is_sleeping()
+        if asleep:
+            self._llm.wake_up(["weights"])
+        with undisturbed_rng():
+            self._llm.collective_rpc("update_weights_from", args=(weights,))
+        if asleep:
+            self._llm.wake_up(["kv_cache"])
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
+        self.version = version
+
+    def sleep(self) -> None:
+        """Give the memory of weights and KV cache to the trainer until the next `load`. On a CPU nothing happens."""
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            self._llm.sleep(level=2)
+            gc.collect()
+
+    def _refuse_overlong(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        if sampling.max_tokens > self._max_response_length:
+            raise ValueError(
+                f"{sampling.max_tokens} response tokens asked for, but data.max_response_length="
+                f"{self._max_response_length} is what the engine has room for; ask for fewer or raise that"
+            )
+        for prompt in (request.prompt for request in requests):
+            if len(prompt.token_ids) > self._max_prompt_length:
+                raise ValueError(
+                    f"prompt {prompt.uid} (row {prompt.row}) has {len(prompt.token_ids)} tokens, above "
+                    f"data.max_prompt_length={self._max_prompt_length}; filter or truncate it, or raise that"
+                )
+
+    def _params(self, request: Request, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            seed=request.seed,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=self._stop_token_ids,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # one list instead of a dictionary per token
+            detokenize=False,  # once at the end is cheaper than token by token
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _response(self, output: RequestOutput) -> Response:
+        (sample,) = output.outputs
+        return Response(
+            token_ids=tuple(sample.token_ids),
+            logprobs=tuple(sample.logprobs.logprobs),
+            text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+            finish_reason=FinishReason(sample.finish_reason),
+            version=self.version,
+        )
+
+
+def eos_token_ids(model: Path) -> set[int]:
+    """Tokens that end a response, by the model folder's config.json and generation_config.json."""
+    configs = [
+        json.loads(file.read_text())
+        for file in (model / "config.json", model / "generation_config.json")
+        if file.is_file()
+    ]
+    found = [config.get("eos_token_id") for config in configs]
+    return {token for entry in found if entry is not None for token in (entry if isinstance(entry, list) else [entry])}
+
+
+def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, launched: bool, job: str) -> LLMEngine:
+    from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        vllm_cpu.mend(job)
+    args = EngineArgs(
+        model=model.path,
+        skip_tokenizer_init=True,
+        dtype=DTYPES[model.dtype],
+        max_model_len=max_model_len,
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
+        distributed_executor_backend="external_launcher" if launched else "uni",
+        kv_cache_memory_bytes=rollout.kv_cache_mb << 20,
+        gpu_memory_utilization=0.01,  # a start-up check of free memory and nothing else, the KV cache being given
+        enable_prefix_caching=True,
+        # On a CPU a seeded request whose prompt is cut into chunks dies: "CPU Generator does not use offset".
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
+        max_num_seqs=rollout.max_num_seqs,
+        enforce_eager=on_cpu or rollout.enforce_eager,
+        enable_sleep_mode=not on_cpu,
+        logprobs_mode="processed_logprobs",  # under the distribution that was sampled
+        generation_config="vllm",  # sampling is said per request, not by a file of the model
+        worker_extension_cls=WEIGHT_UPDATE,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    return LLMEngine.from_engine_args(args)
