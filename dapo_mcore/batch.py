@@ -47,10 +47,10 @@ def shuffle(batch: TrainBatch, seed: int, step: int) -> TrainBatch:
     """
     order = list(range(len(batch)))
     random.Random(f"{seed}/{step}").shuffle(order)
-    return reorder(batch, order)
+    return select(batch, order)
 
 
-def reorder(batch: TrainBatch, order: Sequence[int]) -> TrainBatch:
+def select(batch: TrainBatch, order: Sequence[int]) -> TrainBatch:
     """The responses `order` of the batch, in that order."""
     index = torch.tensor(order)
     totals = (batch.prompt_lengths + batch.response_lengths).tolist()
@@ -69,6 +69,11 @@ def reorder(batch: TrainBatch, order: Sequence[int]) -> TrainBatch:
         rollout_logprobs=gather(batch.rollout_logprobs, lengths),
         old_logprobs=None if batch.old_logprobs is None else gather(batch.old_logprobs, lengths),
     )
+
+
+def split(batch: TrainBatch, size: int) -> list[TrainBatch]:
+    """Mini-batches of `size` responses each, in order; the last one may be smaller."""
+    return [select(batch, range(start, min(start + size, len(batch)))) for start in range(0, len(batch), size)]
 
 
 def _length_penalty(reward: RewardConfig, max_response_length: int) -> Callable[[Tensor], Tensor]:

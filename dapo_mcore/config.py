@@ -1,7 +1,7 @@
 """Every option of a run, typed, with its default and unit. Imports no torch: a typo is answered within a second.
 
 Names follow verl where the meaning is the same; the paper is DAPO, arXiv:2503.14476. The YAML files under configs/
-hold only differences from these defaults. Checks that need the model's config.json are in `check_model`.
+hold only differences from these defaults. What contradicts is refused by config_check.py.
 """
 
 from __future__ import annotations
@@ -56,23 +56,13 @@ class OnExhausted(Enum):
 class ResumeMode(Enum):
     auto = "auto"  # from the newest complete checkpoint in trainer.output_dir, if there is one
     disable = "disable"
-    path = "resume_path"  # from trainer.resume_from_path, which must exist
+    resume_path = "resume_path"  # from trainer.resume_from_path, which must exist
 
 
 class MixedMetric(Enum):
     """What the group filter compares. Never the shaped reward: see docs/algorithm.md."""
 
     acc = "acc"  # the verifier's raw accuracy
-
-
-def _refuse(option: str, value: object, reason: str, way_out: str) -> None:
-    raise ValueError(f"{option}={value}: {reason}; {way_out}")
-
-
-def _positive(**options: float) -> None:
-    for option, value in options.items():
-        if value <= 0:
-            _refuse(option.replace("__", "."), value, "must be above 0", "give a positive number")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -88,18 +78,11 @@ class SourceConfig:
     files: list[str] = field(default_factory=list)  # .jsonl or .parquet
     prompt_key: str = "prompt"  # a string, or a list of {role, content} messages
     answer_key: str = "answer"
-    answer_pattern: str = ""  # regular expression whose first group is the answer, e.g. '####\s*(.+)' for GSM8K
+    answer_pattern: str = ""  # regular expression whose first group is the answer, e.g. '#### (.+)' for GSM8K
     task: str = ""  # reasoning-gym task name; excludes `files`
     task_options: dict[str, Any] = field(default_factory=dict)  # of the task, e.g. {min_terms: 4}
     size: int = -1  # number of problems; -1: all (files only)
     seed: int = 0  # of the task's problems; item i of a task is drawn from seed + i
-
-    def check(self, name: str) -> None:
-        if bool(self.files) == bool(self.task):
-            _refuse(f"{name}.files", self.files, f"and {name}.task={self.task!r}: one of the two names the problems",
-                    f"set either {name}.files=[a.jsonl] or {name}.task=chain_sum")  # fmt: skip
-        if self.task and self.size <= 0:
-            _refuse(f"{name}.size", self.size, "a reasoning-gym task has no size of its own", "say how many problems")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -101,27 +101,3 @@ class TrainBatch:
     def num_loss_tokens(self) -> int:
         """Tokens that share the token-mean's denominator, once every mask is final."""
         return int(self.loss_mask.sum())
-
-    def with_old_logprobs(self, old_logprobs: Tensor) -> TrainBatch:
-        return replace(self, old_logprobs=old_logprobs)
-
-    def select(self, start: int, stop: int) -> TrainBatch:
-        """Responses [start, stop)."""
-        total = self.prompt_lengths + self.response_lengths
-        rows = slice(int(total[:start].sum()), int(total[:stop].sum()))
-        tokens = slice(int(self.response_lengths[:start].sum()), int(self.response_lengths[:stop].sum()))
-        return TrainBatch(
-            token_ids=self.token_ids[rows],
-            prompt_lengths=self.prompt_lengths[start:stop],
-            response_lengths=self.response_lengths[start:stop],
-            loss_mask=self.loss_mask[tokens],
-            advantages=self.advantages[tokens],
-            rollout_logprobs=self.rollout_logprobs[tokens],
-            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[tokens],
-        )
-
-    def split(self, size: int) -> list[TrainBatch]:
-        """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one."""
-        parts = -(-len(self) // size)
-        cuts = [len(self) * i // parts for i in range(parts + 1)]
-        return [self.select(start, stop) for start, stop in pairwise(cuts)]

@@ -1,0 +1,3 @@
+from dapo_mcore.platform import adapt_megatron
+
+adapt_megatron()

@@ -1,0 +1,216 @@
+"""Refuses what cannot work, before anything heavy is imported: every error names option, value, reason and way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dapo_mcore.config import (
+    ActorConfig,
+    DataConfig,
+    MegatronConfig,
+    ResumeMode,
+    RolloutConfig,
+    RunConfig,
+    SourceConfig,
+)
+
+DECAY_STYLES = ("constant", "linear", "cosine")
+
+
+def refuse(option: str, value: object, reason: str, way_out: str) -> NoReturn:
+    raise ValueError(f"{option}={value}: {reason}; {way_out}")
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Everything that can be known from the options, the world size and the model's config.json.
+
+    Raises:
+        ValueError: a value is out of range, or two options contradict each other.
+    """
+    _check_ranges(config)
+    _check_source("data.train", config.data.train)
+    if config.trainer.val_before_train or config.trainer.test_freq:
+        _check_source("data.val", config.data.val)
+    _check_batches(config.data, config.rollout, config.actor)
+    _check_sampling(config.rollout)
+    _check_algorithm(config)
+    _check_resume(config)
+    _check_world(config.actor.megatron, config.rollout, world_size)
+    check_model(config, read_model_config(config.model.path))
+
+
+def read_model_config(path: str) -> dict[str, Any]:
+    """The model folder's config.json."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        refuse("model.path", path, f"{file} does not exist", "give a folder with an HF config.json, safetensors and tokenizer")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        refuse("model.path", path, f"{file} is not JSON ({error})", "download or export the model again")
+
+
+def check_model(config: RunConfig, model: Mapping[str, Any]) -> None:
+    """The layout must fit the model: `model` is its config.json."""
+    megatron, rollout = config.actor.megatron, config.rollout
+    heads = model.get("num_attention_heads")
+    for option, tp in (
+        ("actor.megatron.tensor_model_parallel_size", megatron.tensor_model_parallel_size),
+        ("rollout.tensor_model_parallel_size", rollout.tensor_model_parallel_size),
+    ):
+        if heads and heads % tp:
+            divisors = [d for d in range(1, heads + 1) if heads % d == 0]
+            refuse(option, tp, f"does not divide the model's {heads} attention heads", f"use one of {divisors}")
+        groups = model.get("num_key_value_heads") or heads
+        if groups and groups % tp and tp % groups:
+            refuse(option, tp, f"neither divides nor is a multiple of the model's {groups} KV heads", f"use {groups}")
+    _check_experts(megatron, model)
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    limit = model.get("max_position_embeddings")
+    if limit and longest > limit:
+        refuse("data.max_prompt_length + data.max_response_length", longest,
+               f"above the model's max_position_embeddings {limit}", "shorten one of the two")  # fmt: skip
+
+
+def _check_experts(megatron: MegatronConfig, model: Mapping[str, Any]) -> None:
+    experts = model.get("num_experts") or model.get("num_local_experts")
+    ep, etp, tp = (
+        megatron.expert_model_parallel_size,
+        megatron.expert_tensor_parallel_size,
+        megatron.tensor_model_parallel_size,
+    )
+    if not experts:
+        if ep > 1 or etp > 1:
+            refuse("actor.megatron.expert_model_parallel_size", ep, f"{model.get('model_type')} has no experts", "use 1")
+        return
+    if experts % ep:
+        divisors = [d for d in range(1, experts + 1) if experts % d == 0]
+        refuse("actor.megatron.expert_model_parallel_size", ep, f"does not divide the model's {experts} experts",
+               f"use one of {divisors}")  # fmt: skip
+    if tp > 1 and not megatron.sequence_parallel:
+        refuse("actor.megatron.sequence_parallel", False, f"Megatron trains mixture-of-experts models with "
+               f"tensor_model_parallel_size={tp} only under sequence parallelism", "set it to true")  # fmt: skip
+
+
+def _check_ranges(config: RunConfig) -> None:
+    data, rollout, actor, trainer = config.data, config.rollout, config.actor, config.trainer
+    positive = {
+        "data.max_prompt_length": data.max_prompt_length,
+        "data.max_response_length": data.max_response_length,
+        "data.train_batch_size": data.train_batch_size,
+        "rollout.kv_cache_mb": rollout.kv_cache_mb,
+        "rollout.max_num_seqs": rollout.max_num_seqs,
+        "rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
+        "rollout.val.n": rollout.val.n,
+        "reward.num_workers": config.reward.num_workers,
+        "reward.timeout_s": config.reward.timeout_s,
+        "algorithm.filter_groups.max_num_gen_batches": config.algorithm.filter_groups.max_num_gen_batches,
+        "actor.ppo_mini_batch_size": actor.ppo_mini_batch_size,
+        "actor.ppo_max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+        "actor.optim.clip_grad": actor.optim.clip_grad,
+        "actor.megatron.tensor_model_parallel_size": actor.megatron.tensor_model_parallel_size,
+        "actor.megatron.expert_model_parallel_size": actor.megatron.expert_model_parallel_size,
+        "actor.megatron.expert_tensor_parallel_size": actor.megatron.expert_tensor_parallel_size,
+        "trainer.total_training_steps": trainer.total_training_steps,
+        "trainer.max_ckpt_to_keep": trainer.max_ckpt_to_keep,
+    }
+    not_negative = {
+        "data.gen_batch_size": data.gen_batch_size,
+        "actor.clip_ratio_low": actor.clip_ratio_low,
+        "actor.clip_ratio_high": actor.clip_ratio_high,
+        "actor.optim.lr": actor.optim.lr,
+        "actor.optim.lr_warmup_steps": actor.optim.lr_warmup_steps,
+        "actor.optim.weight_decay": actor.optim.weight_decay,
+        "rollout.val.temperature": rollout.val.temperature,
+        "trainer.test_freq": trainer.test_freq,
+        "trainer.save_freq": trainer.save_freq,
+        "trainer.rollouts_to_keep": trainer.rollouts_to_keep,
+    }
+    for option, value in positive.items():
+        if value <= 0:
+            refuse(option, value, "must be above 0", "give a positive number")
+    for option, value in not_negative.items():
+        if value < 0:
+            refuse(option, value, "must not be negative", "give 0 or more")
+
+
+def _check_source(name: str, source: SourceConfig) -> None:
+    if bool(source.files) == bool(source.task):
+        refuse(f"{name}.files", source.files, f"{name}.task={source.task!r}: exactly one of the two names the problems",
+               f"set {name}.files=[a.jsonl] or {name}.task=chain_sum")  # fmt: skip
+    if source.task and source.size <= 0:
+        refuse(f"{name}.size", source.size, "a reasoning-gym task has no size of its own", "say how many problems to draw")
+    for file in source.files:
+        if not Path(file).is_file():
+            refuse(f"{name}.files", file, "no such file", "correct the path")
+        if Path(file).suffix not in (".jsonl", ".parquet"):
+            refuse(f"{name}.files", file, "neither .jsonl nor .parquet", "convert the file")
+
+
+def _check_batches(data: DataConfig, rollout: RolloutConfig, actor: ActorConfig) -> None:
+    if rollout.n < 2:
+        refuse("rollout.n", rollout.n, "an advantage is relative to the other responses of its group", "use at least 2")
+    if actor.ppo_mini_batch_size > data.train_batch_size:
+        refuse("actor.ppo_mini_batch_size", actor.ppo_mini_batch_size,
+               f"above data.train_batch_size={data.train_batch_size}: both count prompts", "lower it")  # fmt: skip
+    if data.train_batch_size % actor.ppo_mini_batch_size:
+        refuse("actor.ppo_mini_batch_size", actor.ppo_mini_batch_size,
+               f"does not divide data.train_batch_size={data.train_batch_size}", "use a divisor")  # fmt: skip
+
+
+def _check_sampling(rollout: RolloutConfig) -> None:
+    if rollout.temperature <= 0:
+        refuse("rollout.temperature", rollout.temperature, "greedy responses of a group are all equal", "use 1.0")
+    if rollout.top_p != 1.0 or rollout.top_k != -1:
+        refuse("rollout.top_p", rollout.top_p, f"rollout.top_k={rollout.top_k}: training needs the probability of each "
+               "token among all tokens", "use top_p=1.0 and top_k=-1 (rollout.val has its own)")  # fmt: skip
+    if not 0 < rollout.val.top_p <= 1:
+        refuse("rollout.val.top_p", rollout.val.top_p, "a share of probability", "use a value in (0, 1]")
+
+
+def _check_algorithm(config: RunConfig) -> None:
+    buffer, length = config.reward.overlong_buffer, config.data.max_response_length
+    if buffer.enable and not 0 < buffer.len <= length:
+        refuse("reward.overlong_buffer.len", buffer.len, f"must lie in (0, data.max_response_length={length}]",
+               "shorten the buffer or set reward.overlong_buffer.enable=false")  # fmt: skip
+    if buffer.penalty_factor < 0:
+        refuse("reward.overlong_buffer.penalty_factor", buffer.penalty_factor, "would reward length", "use 0 or more")
+    if config.algorithm.std_ddof not in (0, 1):
+        refuse("algorithm.std_ddof", config.algorithm.std_ddof, "degrees of freedom", "use 1 (unbiased) or 0 (population)")
+    if config.actor.clip_ratio_low >= 1:
+        refuse("actor.clip_ratio_low", config.actor.clip_ratio_low, "1 - clip_ratio_low must be positive", "use e.g. 0.2")
+    if config.actor.clip_ratio_c <= 1:
+        refuse("actor.clip_ratio_c", config.actor.clip_ratio_c, "a dual clip bounds the ratio from above, beyond 1",
+               "use e.g. 10.0, or a very large number to switch it off")  # fmt: skip
+    if config.actor.optim.lr_decay_style not in DECAY_STYLES:
+        refuse("actor.optim.lr_decay_style", config.actor.optim.lr_decay_style, "unknown", f"use one of {DECAY_STYLES}")
+    if not 0 <= config.reward.max_failure_rate <= 1:
+        refuse("reward.max_failure_rate", config.reward.max_failure_rate, "a share", "use a value in [0, 1]")
+
+
+def _check_resume(config: RunConfig) -> None:
+    path, mode = config.trainer.resume_from_path, config.trainer.resume_mode
+    if mode is ResumeMode.resume_path and not Path(path).is_dir():
+        refuse("trainer.resume_from_path", path, "no such folder", "name a checkpoint folder, or use resume_mode=auto")
+    if mode is not ResumeMode.resume_path and path:
+        refuse("trainer.resume_mode", mode.name, f"trainer.resume_from_path={path} would be ignored", "set resume_mode=resume_path")
+
+
+def _check_world(megatron: MegatronConfig, rollout: RolloutConfig, world_size: int) -> None:
+    tp = megatron.tensor_model_parallel_size
+    if world_size % tp:
+        refuse("actor.megatron.tensor_model_parallel_size", tp, f"does not divide the {world_size} processes",
+               f"start a multiple of {tp} processes")  # fmt: skip
+    experts = megatron.expert_model_parallel_size * megatron.expert_tensor_parallel_size
+    if world_size % experts:
+        refuse("actor.megatron.expert_model_parallel_size", megatron.expert_model_parallel_size,
+               f"times expert_tensor_parallel_size={megatron.expert_tensor_parallel_size} does not divide the "
+               f"{world_size} processes", f"start a multiple of {experts} processes")  # fmt: skip
+    if world_size % rollout.tensor_model_parallel_size:
+        refuse("rollout.tensor_model_parallel_size", rollout.tensor_model_parallel_size,
+               f"does not divide the {world_size} processes", "an engine spans whole replicas of consecutive ranks")  # fmt: skip
+    if megatron.sequence_parallel and tp == 1:
+        refuse("actor.megatron.sequence_parallel", True, "needs tensor_model_parallel_size above 1", "set it to false")

@@ -1,0 +1,39 @@
+"""DAPO: Algorithm 1 of arXiv:2503.14476. The comments give its line numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dapo_mcore.observe.metrics import Ratio
+from dapo_mcore.rollout.sampler import Collected
+from dapo_mcore.types import Group, TrainBatch
+
+Metrics = dict[str, Ratio]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The finished parts of a run. Every rank calls each of them, in the order of the loop."""
+
+    first_step: int
+    last_step: int
+
+    push_weights: Callable[[], None]
+    collect_groups: Callable[[], Collected]
+    make_batch: Callable[[Sequence[Group], int], TrainBatch]
+    with_old_logprobs: Callable[[TrainBatch], TrainBatch]
+    mini_batches: Callable[[TrainBatch], list[TrainBatch]]
+    update: Callable[[TrainBatch], Metrics]
+    finish_step: Callable[[int, Collected, list[Metrics]], None]
+
+
+def train(run: Run) -> None:
+    """Each step samples groups under the policy it starts with and makes one or more optimizer updates on them."""
+    for step in range(run.first_step, run.last_step + 1):  # 1
+        run.push_weights()  # 3: pi_old <- pi_theta
+        collected = run.collect_groups()  # 2, 4-8
+        batch = run.make_batch(collected.groups, step)  # 9
+        batch = run.with_old_logprobs(batch)
+        updates = [run.update(minibatch) for minibatch in run.mini_batches(batch)]  # 10-11
+        run.finish_step(step, collected, updates)

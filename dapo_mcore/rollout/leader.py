@@ -1,0 +1,67 @@
+"""Rank 0 decides, every rank learns the decision: results and errors travel alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dapo_mcore.rollout.engine import RolloutEngine
+
+Decision = TypeVar("Decision")
+
+
+class StopRun(Exception):
+    """The run ends early by its own rules; the message says why. No failure: what was trained is kept."""
+
+
+class LeaderError(RuntimeError):
+    """Raised on the other ranks when rank 0's decision failed; rank 0 itself reports the cause."""
+
+
+def is_leader() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def lead(decide: Callable[[], Decision], engine: RolloutEngine | None = None) -> Decision:
+    """What `decide` returns on rank 0, on every rank; the other ranks serve `engine` meanwhile. Collective.
+
+    Raises:
+        StopRun: on every rank, when `decide` raised it.
+        LeaderError: on the other ranks, when `decide` raised anything else on rank 0, where it goes on its way.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return decide()
+    if not is_leader():
+        if engine is not None:
+            engine.follow()
+        return _receive()
+    try:
+        decision = decide()
+    except BaseException as error:
+        _end_service(engine)
+        _broadcast((None, error if isinstance(error, StopRun) else LeaderError(f"{type(error).__name__}: {error}")))
+        raise
+    _end_service(engine)
+    _broadcast((decision, None))
+    return decision
+
+
+def _end_service(engine: RolloutEngine | None) -> None:
+    if engine is not None:
+        engine.release()
+
+
+def _receive() -> Decision:  # type: ignore[type-var]
+    decision, error = _broadcast((None, None))
+    if error is not None:
+        raise error
+    return decision
+
+
+def _broadcast(outcome: tuple[Decision | None, Exception | None]) -> tuple[Decision, Exception | None]:
+    box = [outcome]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]  # type: ignore[return-value]

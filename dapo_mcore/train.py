@@ -1,0 +1,129 @@
+"""The one entry point, started on every rank: `python -m dapo_mcore.train experiment=quickstart key=value ...`.
+
+Composes the options, refuses what cannot work before anything heavy is imported, builds the parts, runs dapo.train.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dapo_mcore.config import RunConfig
+from dapo_mcore.config_check import check
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the run ended by its own rules; otherwise one error is on stderr and the result is not 0."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        config = load_config(arguments)
+        check(config, world_size)
+    except ValueError as error:
+        if rank == 0:  # every rank reads the same options
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    return run(config, rank)
+
+
+def load_config(overrides: Sequence[str]) -> RunConfig:
+    """Typed options from the dataclasses, configs/ and `overrides` (`name=value`, in hydra's grammar).
+
+    Raises:
+        ValueError: an unknown option, a value of the wrong type or a missing one, by name.
+    """
+    for override in overrides:
+        _check_name(override)
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose("run", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_one_line(error)) from None
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{missing[0]}: has no default and was not given; add {missing[0]}=VALUE, or an experiment=NAME")
+    return cast(RunConfig, OmegaConf.to_object(config))
+
+
+def _check_name(override: str) -> None:
+    name, given, _ = override.partition("=")
+    known = [*option_names(RunConfig), "experiment"]
+    if given and (name in known or name.rpartition(".")[0].endswith(".task_options")):
+        return
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "dapo_mcore/config.py lists the options"
+    raise ValueError(f"{override}: {'no such option' if given else 'expected name=value'}; {hint}")
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's message with its cause, without the parts that only its developers can use."""
+    lines = [line.strip() for line in (*str(error).splitlines(), *str(error.__cause__ or "").splitlines())]
+    noise = ("full_key:", "reference_type=", "object_type=", "Config search path:", "provider=", "See https")
+    return " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(noise)))
+
+
+def option_names(options: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options below a dataclass."""
+    for option in fields(options):
+        factory: Any = option.default_factory
+        if is_dataclass(factory):
+            yield from option_names(cast(type, factory), f"{prefix}{option.name}.")
+        else:
+            yield prefix + option.name
+
+
+def run(config: RunConfig, rank: int) -> int:
+    """Build and train; an error is told once, by the rank where it happened, with the traceback in a file."""
+    from dapo_mcore.assemble import assembled
+    from dapo_mcore.dapo import train
+    from dapo_mcore.rollout.leader import LeaderError, StopRun
+
+    try:
+        with assembled(config) as (parts, end):
+            end.before_training()
+            try:
+                train(parts)
+            except StopRun as reason:
+                end.stopped(str(reason))
+            end.end_of_run()
+    except LeaderError:
+        return FAILED  # rank 0 tells the cause
+    except Exception as error:  # the process ends here: tell the user in one line, keep the rest for a bug report
+        details = _write_traceback(config, rank)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)
+        return FAILED
+    return 0
+
+
+def _write_traceback(config: RunConfig, rank: int) -> Path:
+    file = Path(config.trainer.output_dir) / f"error_rank{rank}.txt"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(traceback.format_exc())
+    except OSError:  # the output folder itself may be the problem
+        traceback.print_exc()
+    return file
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code) if code else sys.exit(0)
+elif __name__ == "__mp_main__":  # a checkpoint writer started by Megatron: it must find the adapted modules
+    import dapo_mcore.actor  # noqa: F401

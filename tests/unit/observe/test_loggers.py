@@ -1,0 +1,33 @@
+import json
+
+import pytest
+
+from dapo_mcore.observe.loggers import console_sink, jsonl_sink
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_one_json_object_per_step(tmp_path):
+    write = jsonl_sink(tmp_path, first_step=0)
+    write(0, {"val/accuracy": 0.25})
+    write(1, {"actor/loss": float("nan"), "reward/accuracy": 0.5})
+    assert rows(tmp_path) == [{"step": 0, "val/accuracy": 0.25}, {"step": 1, "actor/loss": None, "reward/accuracy": 0.5}]
+
+
+def test_a_resumed_run_replaces_the_rows_it_writes_again(tmp_path):
+    first = jsonl_sink(tmp_path, first_step=0)
+    for step in range(4):
+        first(step, {"x": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "x"')  # killed while writing
+    jsonl_sink(tmp_path, first_step=3)(3, {"x": 2.0})
+    assert [(row["step"], row["x"]) for row in rows(tmp_path)] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("reward/accuracy", "acc 0.250"), ("time/rollout_s", "rollout 0.2")])
+def test_the_progress_line_shows_what_the_step_has(capsys, name, shown):
+    console_sink(20, ["rollout"])(3, {name: 0.25})
+    line = capsys.readouterr().out
+    assert line.startswith("step  3/20") and shown in line and "loss" not in line
