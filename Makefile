@@ -1,0 +1,40 @@
+# make quickstart   installs into .venv, then trains a small mixture-of-experts policy with DAPO on two CPU processes
+# make test         every check that needs no accelerator
+# make install      the environment alone
+# make lint         formatter, linter, type checker
+# make clean        removes .venv, outputs and caches
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+SEED ?= 0
+# Asked for torch's CPU build only when the configured package index has none; name a mirror here.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+export TORCH_CPU_INDEX
+
+RUN := .venv/bin/python -m
+export OMP_NUM_THREADS := 1
+
+.PHONY: help quickstart install test lint clean dev
+
+help:
+	@sed -n 's/^# make //p' Makefile
+
+quickstart:
+	@$(PYTHON) -m launch.quickstart --seed $(SEED)
+
+install:
+	@$(PYTHON) -m launch.install
+
+dev:
+	@$(PYTHON) -m launch.install --dev
+
+lint: dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+
+test: lint
+	$(RUN) pytest -m "not gpu and not npu" $(TESTS)
+
+clean:
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
