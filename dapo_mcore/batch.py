@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ def shuffle(batch: TrainBatch, seed: int, step: int) -> TrainBatch:
 
 def select(batch: TrainBatch, order: Sequence[int]) -> TrainBatch:
     """The responses `order` of the batch, in that order."""
-    index = torch.tensor(order)
+    index = torch.tensor(order, dtype=torch.int64)
     totals = (batch.prompt_lengths + batch.response_lengths).tolist()
     lengths = batch.response_lengths.tolist()
 
@@ -72,8 +74,13 @@ def select(batch: TrainBatch, order: Sequence[int]) -> TrainBatch:
 
 
 def split(batch: TrainBatch, size: int) -> list[TrainBatch]:
-    """Mini-batches of `size` responses each, in order; the last one may be smaller."""
-    return [select(batch, range(start, min(start + size, len(batch)))) for start in range(0, len(batch), size)]
+    """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one.
+
+    No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted.
+    """
+    parts = math.ceil(len(batch) / size)
+    cuts = [len(batch) * i // parts for i in range(parts + 1)]
+    return [select(batch, range(start, stop)) for start, stop in pairwise(cuts)]
 
 
 def _length_penalty(reward: RewardConfig, max_response_length: int) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,297 @@
+"""Ask other projects what they compute on random inputs, and store inputs and answers for the unit tests.
+
+Runs where verl, trl and liger-kernel are installed, in an environment apart from the product's:
+
+    python tests/oracle/make_values.py [folder]
+
+One safetensors file per peer, everything in float64 (inputs are float32 values), named after what was asked;
+metadata holds the peer's name and version and the options. Padded layout: B responses of at most T tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+Values = dict[str, Tensor]
+
+FOLDER = Path(__file__).parents[1] / "data" / "oracle"
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28
+DUAL_CLIPS = (3.0, 10.0)
+KL_COEFF = 0.04
+TEMPERATURE = 0.7
+MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+ESTIMATORS = ("k1", "k2", "k3", "k3+")
+MAX_LENGTH, BUFFER = 64, 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    mask: Tensor  # [B, T] bool
+    advantages: Tensor  # [B]
+    logprobs: Tensor  # [B, T]
+    old_logprobs: Tensor  # [B, T]
+    ref_logprobs: Tensor  # [B, T]
+
+    def values(self) -> Values:
+        return {f"input.{name}": tensor for name, tensor in vars(self).items()}
+
+
+def response_mask(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Random lengths; one token in ten masked inside a response; two responses masked as a whole."""
+    lengths = torch.randint(1, columns + 1, (rows, 1), generator=generator)
+    mask = (torch.arange(columns) < lengths) & (torch.rand(rows, columns, generator=generator) > 0.1)
+    mask[2] = mask[-1] = False
+    return mask
+
+
+def draw_batch(rows: int = 16, columns: int = 24, seed: int = 1) -> Batch:
+    """Ratios inside the clip range, beyond both of its ends, and beyond both dual clips, for either sign of A."""
+    g = torch.Generator().manual_seed(seed)
+    logprobs = -0.01 - 4 * torch.rand(rows, columns, generator=g)
+    spread = torch.tensor([0.1, 0.5, 2.0])[torch.randint(3, (rows, columns), generator=g)]
+    old = logprobs + spread * torch.randn(rows, columns, generator=g)
+    ref = logprobs + 0.5 * torch.randn(rows, columns, generator=g)
+    batch = Batch(
+        response_mask(rows, columns, g), torch.randn(rows, generator=g).double(), logprobs.double(), old.double(),
+        ref.double(),
+    )  # fmt: skip
+    check_coverage(batch)
+    return batch
+
+
+def check_coverage(batch: Batch) -> None:
+    ratio, negative = (batch.logprobs - batch.old_logprobs).exp(), (batch.advantages < 0)[:, None]
+    cases = (
+        ~negative & (ratio > 1 + CLIP_HIGH), ~negative & (ratio < 1 - CLIP_LOW), negative & (ratio < 1 - CLIP_LOW),
+        negative & (ratio > 1 + CLIP_HIGH), *(negative & (ratio > c) for c in DUAL_CLIPS),
+    )  # fmt: skip
+    assert all((case & batch.mask).sum() >= 2 for case in cases), "a clip case is missing: take another seed"
+
+
+def with_gradient(name: str, loss_of: Callable[..., Tensor], **leaves: Tensor) -> Values:
+    """The loss, and its gradient by every leaf."""
+    variables = {leaf: tensor.clone().requires_grad_() for leaf, tensor in leaves.items()}
+    loss = loss_of(**variables)
+    gradients = torch.autograd.grad(loss, list(variables.values()))
+    return {f"{name}.loss": loss.detach()} | {
+        f"{name}.gradient.{leaf}": g for leaf, g in zip(variables, gradients, strict=True)
+    }
+
+
+def verl_policy_losses(batch: Batch) -> Values:
+    from verl.trainer.ppo.core_algos import compute_policy_loss
+
+    mask, advantages = batch.mask.double(), batch.advantages[:, None].expand_as(batch.mask)
+
+    def ask(logprobs: Tensor, c: float, mode: str) -> tuple[Tensor, ...]:
+        return compute_policy_loss(
+            batch.old_logprobs, logprobs, advantages, mask, None, CLIP_LOW, CLIP_HIGH, c, mode
+        )  # fmt: skip
+
+    values: Values = {}
+    for c in DUAL_CLIPS:
+        for mode in MODES:
+            loss_of = partial(lambda c, mode, logprobs: ask(logprobs, c, mode)[0], c, mode)
+            values |= with_gradient(f"policy.{mode}.c{c:g}", loss_of, logprobs=batch.logprobs)
+        _, clipped, ppo_kl, dual_clipped = ask(batch.logprobs, c, MODES[0])
+        values |= {f"policy.c{c:g}.clip_fraction": clipped, f"policy.c{c:g}.dual_clip_fraction": dual_clipped}
+    return values | {"policy.ppo_kl": ppo_kl}
+
+
+def verl_split_losses(batch: Batch) -> Values:
+    """Token means of either half of the rows as two data-parallel ranks see them: their average is the loss."""
+    from verl.trainer.ppo.core_algos import agg_loss
+
+    tokens, half = batch.mask.sum(), len(batch.mask) // 2
+    return {
+        f"split.{rank}": agg_loss(batch.logprobs[rows], batch.mask[rows].double(), "token-mean", 2, tokens)
+        for rank, rows in enumerate((slice(0, half), slice(half, None)))
+    }
+
+
+def verl_kl_losses(batch: Batch) -> Values:
+    from verl.trainer.ppo.core_algos import agg_loss, kl_penalty
+
+    values: Values = {}
+    for name in ESTIMATORS:
+
+        def loss_of(logprobs: Tensor, name: str = name) -> Tensor:
+            return agg_loss(kl_penalty(logprobs, batch.ref_logprobs, name), batch.mask.double(), "token-mean")
+
+        values |= with_gradient(f"kl.{name}", loss_of, logprobs=batch.logprobs)
+    return values
+
+
+def verl_entropy(rows: int = 6, columns: int = 7, vocabulary: int = 5) -> Values:
+    from verl.trainer.ppo.core_algos import compute_entropy_loss
+
+    g = torch.Generator().manual_seed(2)
+    mask = response_mask(rows, columns, g)
+    logits = (3 * torch.randn(rows, columns, vocabulary, generator=g)).double()
+    answer = with_gradient("entropy", lambda logits: compute_entropy_loss(logits, mask.double()), logits=logits)
+    return {"input.entropy.logits": logits, "input.entropy.mask": mask} | answer
+
+
+def draw_groups(count: int = 24) -> tuple[Tensor, Tensor]:
+    """Rewards and group numbers of groups of 2 to 16: correctness, length terms, equal groups, and one crumb."""
+    g = torch.Generator().manual_seed(3)
+    sizes = torch.randint(2, 17, (count,), generator=g)
+    rewards = [(torch.randint(2, (n,), generator=g) * 2.0 - 1 - 0.5 * torch.rand(n, generator=g)) for n in sizes]
+    rewards[0], rewards[1], rewards[2] = torch.ones(8), torch.full((7,), 0.7), torch.ones(16)
+    rewards[2][0] -= 20 / 4096
+    return torch.cat(rewards).double(), torch.arange(count).repeat_interleave(torch.tensor([len(r) for r in rewards]))
+
+
+def verl_advantages() -> Values:
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+    rewards, groups = draw_groups()
+    ask = {"response_mask": torch.ones(len(rewards), 1).double(), "index": groups.numpy()}
+    values = {"input.group.rewards": rewards, "input.group.index": groups}
+    for name, by_std in (("std", True), ("mean", False)):
+        answer, _ = compute_grpo_outcome_advantage(rewards[:, None].clone(), norm_adv_by_std_in_grpo=by_std, **ask)
+        values[f"advantage.{name}"] = answer[:, 0]
+    return values
+
+
+def verl_overlong() -> Values:
+    """The reward of a right answer with each length up to the limit, penalty factors 1 and 0.5."""
+    from verl import DataProto
+    from verl.workers.reward_manager.dapo import DAPORewardManager
+
+    lengths = torch.arange(1, MAX_LENGTH + 1)
+    responses = torch.ones(len(lengths), MAX_LENGTH, dtype=torch.int64)
+    attention = torch.cat([torch.ones(len(lengths), 1), torch.arange(MAX_LENGTH) < lengths[:, None]], dim=1).long()
+    truth = np.array([{"ground_truth": "1"}] * len(lengths), dtype=object)
+    source = np.array(["math"] * len(lengths), dtype=object)
+    data = DataProto.from_dict(
+        {"prompts": responses[:, :1], "responses": responses, "attention_mask": attention},
+        {"reward_model": truth, "data_source": source},
+    )
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "1", eos_token="</s>")
+    values: Values = {"input.overlong.lengths": lengths}
+    for factor in (1.0, 0.5):
+        buffer = SimpleNamespace(enable=True, len=BUFFER, penalty_factor=factor, log=False)
+        manager = DAPORewardManager(tokenizer, 0, lambda **_: 1.0, "data_source", MAX_LENGTH, buffer)
+        values[f"overlong.factor{factor:g}"] = manager(data).sum(dim=1)
+    return values
+
+
+def trl_stand_in(batch: Batch, logprobs: Tensor, beta: float, delta: float | None) -> SimpleNamespace:
+    """What GRPOTrainer._compute_loss reads from the trainer, for one process and one micro-batch."""
+    return SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        loss_type="dapo", importance_sampling_level="token", epsilon_low=CLIP_LOW, epsilon_high=CLIP_HIGH, beta=beta,
+        args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
+        model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1,
+        accelerator=SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x),
+        top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False, aux_loss_enabled=False,
+        _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
+    )  # fmt: skip
+
+
+def trl_policy_losses(batch: Batch) -> Values:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    ids = torch.ones_like(batch.mask, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1], "completion_ids": ids,
+        "completion_mask": batch.mask.double(), "advantages": batch.advantages, "old_per_token_logps":
+        batch.old_logprobs, "ref_per_token_logps": batch.ref_logprobs, "num_items_in_batch": batch.mask.sum(),
+    }  # fmt: skip
+    values: Values = {}
+    for name, beta, delta in (("plain", 0.0, None), ("dual_clip", 0.0, DUAL_CLIPS[0]), ("kl", KL_COEFF, DUAL_CLIPS[0])):
+
+        def loss_of(logprobs: Tensor, beta: float = beta, delta: float | None = delta) -> Tensor:
+            return GRPOTrainer._compute_loss(trl_stand_in(batch, logprobs, beta, delta), None, dict(inputs))
+
+        values |= with_gradient(f"policy.{name}", loss_of, logprobs=batch.logprobs)
+    return values
+
+
+def liger_fused_losses(rows: int = 8, columns: int = 10, hidden_size: int = 16, vocabulary: int = 31) -> Values:
+    """From hidden states and LM head to loss and both gradients, at a temperature."""
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    g = torch.Generator().manual_seed(4)
+    mask = response_mask(rows, columns, g)
+    hidden = torch.randn(rows, columns, hidden_size, generator=g)
+    weight = 0.3 * torch.randn(vocabulary, hidden_size, generator=g)
+    targets = torch.randint(vocabulary, (rows, columns), generator=g)
+    advantages = torch.randn(rows, generator=g)
+    logprobs = (hidden @ weight.T / TEMPERATURE).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    old = logprobs + 0.7 * torch.randn(rows, columns, generator=g)
+    ref = logprobs + 0.3 * torch.randn(rows, columns, generator=g)
+    inputs = {
+        "mask": mask,
+        "hidden": hidden.double(),
+        "weight": weight.double(),
+        "targets": targets,
+        "advantages": advantages.double(),
+        "old_logprobs": old.double(),
+        "ref_logprobs": ref.double(),
+    }
+    values = {f"input.{name}": tensor for name, tensor in inputs.items()}
+    for name, beta in (("policy", 0.0), ("kl", KL_COEFF)):
+        ask = LigerFusedLinearGRPOLoss(
+            beta=beta, compiled=False, use_ref_model=beta > 0, epsilon_low=CLIP_LOW, epsilon_high=CLIP_HIGH,
+            loss_type="dapo", temperature=TEMPERATURE, delta=DUAL_CLIPS[0],
+        )  # fmt: skip
+
+        def loss_of(hidden: Tensor, weight: Tensor, ask: torch.nn.Module = ask) -> Tensor:
+            old, ref = inputs["old_logprobs"], inputs["ref_logprobs"]
+            return ask(hidden, weight, targets, mask.double(), inputs["advantages"], old_per_token_logps=old,
+                       ref_per_token_logps=ref)[0]  # fmt: skip
+
+        values |= with_gradient(name, loss_of, hidden=inputs["hidden"], weight=inputs["weight"])
+    return values
+
+
+def ask_verl() -> Values:
+    batch = draw_batch()
+    return (
+        batch.values() | verl_policy_losses(batch) | verl_split_losses(batch) | verl_kl_losses(batch) | verl_entropy()
+        | verl_advantages() | verl_overlong()
+    )  # fmt: skip
+
+
+def ask_trl() -> Values:
+    batch = draw_batch()
+    return batch.values() | trl_policy_losses(batch)
+
+
+PEERS: dict[str, Callable[[], Values]] = {"verl": ask_verl, "trl": ask_trl, "liger-kernel": liger_fused_losses}
+
+
+def main(folder: Path) -> None:
+    options = {
+        "clip_ratio_low": CLIP_LOW,
+        "clip_ratio_high": CLIP_HIGH,
+        "clip_ratio_c": DUAL_CLIPS,
+        "kl_coeff": KL_COEFF,
+        "temperature": TEMPERATURE,
+        "max_response_length": MAX_LENGTH,
+        "overlong_buffer": BUFFER,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for peer, ask in PEERS.items():
+        values = {name: tensor.detach().contiguous().clone() for name, tensor in ask().items()}
+        metadata = {"peer": peer, "version": version(peer)} | {name: str(value) for name, value in options.items()}
+        save_file(values, folder / f"{peer}.safetensors", metadata)
+        print(f"{peer} {version(peer)}: {len(values)} tensors in {folder / peer}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+
+from dapo_mcore.batch import make_batch, select, shuffle, split
+from dapo_mcore.config import AlgorithmConfig, DataConfig, OverlongBufferConfig, RewardConfig
+from dapo_mcore.types import FinishReason, Group, Outcome, Prompt, Response, Sample, TrainBatch, Verdict
+
+DATA = DataConfig(max_response_length=8)
+NO_LENGTH_TERM = RewardConfig(overlong_buffer=OverlongBufferConfig(enable=False, len=0))
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+
+def sample(
+    token_ids: tuple[int, ...], score: float, finish: FinishReason = STOP, outcome: Outcome = Outcome.GRADED
+) -> Sample:
+    logprobs = tuple(-0.01 * token for token in token_ids)
+    return Sample(Response(token_ids, logprobs, "", finish, 0), Verdict((score + 1) / 2, score, outcome))
+
+
+def group(uid: int, prompt: tuple[int, ...], *samples: Sample) -> Group:
+    return Group(Prompt(uid, uid, prompt, "", ""), samples)
+
+
+# scores +1, -1, -1, -1: advantages 1.5 and -0.5, their unbiased deviation being 1
+FIRST = group(
+    0, (1, 2), sample((11, 12), 1.0), sample((13,), -1.0), sample((14, 15, 16), -1.0, LENGTH), sample((17,), -1.0)
+)
+SECOND = group(
+    1, (3,), sample((21,), -1.0), sample((22, 23), -1.0), sample((24,), 1.0), sample((25, 26, 27, 28), -1.0, LENGTH)
+)
+
+
+def batch_of(*groups: Group, reward: RewardConfig = NO_LENGTH_TERM, **algorithm: object) -> TrainBatch:
+    return make_batch(groups, AlgorithmConfig(**algorithm), reward, DATA)
+
+
+def rows(batch: TrainBatch) -> list[tuple[list, ...]]:
+    """The batch response by response."""
+    lengths, totals = batch.response_lengths.tolist(), (batch.prompt_lengths + batch.response_lengths).tolist()
+    per_token = [x.split(lengths) for x in (batch.loss_mask, batch.advantages, batch.rollout_logprobs)]
+    return [tuple(x.tolist() for x in row) for row in zip(batch.token_ids.split(totals), *per_token, strict=True)]
+
+
+def response_advantages(batch: TrainBatch) -> list[float]:
+    return [advantages[0] for _, _, advantages, _ in rows(batch)]
+
+
+def test_responses_lie_flat_behind_their_prompts_in_the_order_of_the_groups():
+    batch = batch_of(FIRST, SECOND)
+    assert batch.token_ids.tolist()[:8] == [1, 2, 11, 12, 1, 2, 13, 1]
+    assert batch.prompt_lengths.tolist() == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert batch.response_lengths.tolist() == [2, 1, 3, 1, 1, 2, 1, 4]
+    responses = torch.tensor([11, 12, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 26, 27, 28])
+    torch.testing.assert_close(batch.rollout_logprobs, -0.01 * responses)
+    assert [t for tokens, *_ in rows(batch) for t in tokens if t > 10] == responses.tolist()
+
+
+def test_every_field_has_its_documented_type():
+    batch = batch_of(FIRST)
+    assert {name: getattr(batch, name).dtype for name in ("token_ids", "prompt_lengths", "response_lengths")} == (
+        dict.fromkeys(("token_ids", "prompt_lengths", "response_lengths"), torch.int64)
+    )
+    assert batch.loss_mask.dtype == torch.bool
+    assert batch.advantages.dtype == batch.rollout_logprobs.dtype == torch.float32
+    assert batch.old_logprobs is None
+
+
+def test_all_tokens_of_a_response_share_the_advantage_over_its_own_group():
+    expected = [[1.5] * 2, [-0.5], [-0.5] * 3, [-0.5], [-0.5], [-0.5] * 2, [1.5], [-0.5] * 4]
+    for (_, _, advantages, _), wanted in zip(rows(batch_of(FIRST, SECOND)), expected, strict=True):
+        assert advantages == pytest.approx(wanted, rel=2e-6)
+
+
+def test_the_length_term_moves_the_advantage():
+    reward = RewardConfig(overlong_buffer=OverlongBufferConfig(len=4, penalty_factor=1.0))
+    pair = group(0, (1,), sample((5,) * 4, 1.0), sample((6,) * 6, 1.0), sample((7,) * 8, 1.0))
+    batch = batch_of(pair, reward=reward, norm_adv_by_std_in_grpo=False)  # rewards 1, 0.5, 0
+    assert response_advantages(batch) == [0.5, 0.0, -0.5]
+
+
+def test_the_population_deviation_is_used_when_asked_for():
+    expected = [math.sqrt(3), *[-1 / math.sqrt(3)] * 3]
+    assert response_advantages(batch_of(FIRST, std_ddof=0)) == pytest.approx(expected, rel=2e-6)
+
+
+def test_overlong_filtering_masks_truncated_responses_that_still_count_in_the_mean():
+    plain, filtered = batch_of(FIRST, SECOND), batch_of(FIRST, SECOND, overlong_filtering=True)
+    assert plain.loss_mask.all()
+    assert [all(mask) for _, mask, _, _ in rows(filtered)] == [True, True, False, True, True, True, True, False]
+    assert filtered.advantages.tolist() == plain.advantages.tolist()
+    assert (plain.num_loss_tokens, filtered.num_loss_tokens) == (15, 8)
+
+
+def test_a_mini_batch_may_be_masked_as_a_whole():
+    cut = group(0, (1,), sample((5, 6), 1.0, LENGTH), sample((7, 8), -1.0, LENGTH))
+    batch = batch_of(cut, overlong_filtering=True)
+    assert batch.num_loss_tokens == 0
+    assert response_advantages(batch) == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)], rel=2e-6)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.ERROR])
+def test_a_response_that_could_not_be_graded_neither_trains_nor_moves_the_others(outcome):
+    failed = sample((9, 9), math.nan, outcome=outcome)
+    batch = batch_of(group(0, (1,), *FIRST.samples, failed))
+    assert response_advantages(batch) == pytest.approx([1.5, -0.5, -0.5, -0.5, 0.0], rel=2e-6)
+    assert [all(mask) for _, mask, _, _ in rows(batch)] == [True] * 4 + [False]
+
+
+def test_a_group_of_which_nothing_could_be_graded_does_not_train():
+    failed = [sample((9,), 0.0, outcome=Outcome.ERROR)] * 2
+    batch = batch_of(group(0, (1,), *failed))
+    assert batch.num_loss_tokens == 0
+    assert batch.advantages.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_finite_number_is_refused_with_its_row(score):
+    with pytest.raises(ValueError, match=r"reward\.verifier gave scores .* row 4"):
+        batch_of(group(4, (1,), sample((5,), score), sample((6,), 1.0)))
+
+
+def test_no_groups_are_refused():
+    with pytest.raises(ValueError, match=r"no groups to train on: .* algorithm\.filter_groups"):
+        batch_of()
+
+
+def large_batch(responses: int = 40) -> TrainBatch:
+    chance = torch.Generator().manual_seed(5)
+    sizes = torch.randint(1, 9, (responses,), generator=chance).tolist()
+    samples = [sample(tuple(range(100 * i, 100 * i + n)), (-1.0) ** i) for i, n in enumerate(sizes)]
+    batch = batch_of(*[group(i, (i,) * (1 + i % 3), *samples[i : i + 4]) for i in range(0, responses, 4)])
+    return TrainBatch(**{**{f: getattr(batch, f) for f in TrainBatch.__slots__}, "old_logprobs": batch.advantages * 2})
+
+
+def test_shuffling_moves_whole_responses_with_all_that_belongs_to_them():
+    batch = large_batch()
+    shuffled = shuffle(batch, seed=1, step=7)
+    assert rows(shuffled) != rows(batch)
+    assert sorted(rows(shuffled)) == sorted(rows(batch))
+    assert torch.equal(shuffled.old_logprobs, 2 * shuffled.advantages)
+    assert sorted(zip(shuffled.prompt_lengths.tolist(), rows(shuffled), strict=True)) == sorted(
+        zip(batch.prompt_lengths.tolist(), rows(batch), strict=True)
+    )
+
+
+def test_the_order_depends_on_seed_and_step_alone():
+    batch = large_batch()
+    assert rows(shuffle(batch, seed=1, step=7)) == rows(shuffle(batch, seed=1, step=7))
+    orders = {str(rows(shuffle(batch, seed, step))) for seed, step in ((1, 7), (1, 8), (2, 7), (17, 7), (1, 77))}
+    assert len(orders) == 5
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(40, [40]), (64, [40]), (20, [20, 20]), (10, [10] * 4), (32, [20, 20]), (13, [10] * 4)]
+)
+def test_mini_batches_are_as_few_as_possible_and_even(size, sizes):
+    parts = split(large_batch(), size)
+    assert [len(part) for part in parts] == sizes
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 39])
+def test_mini_batches_are_the_batch_cut_in_order(size):
+    batch = large_batch()
+    parts = split(batch, size)
+    assert [row for part in parts for row in rows(part)] == rows(batch)
+    assert sum(part.num_loss_tokens for part in parts) == batch.num_loss_tokens
+    assert max(map(len, parts)) <= size
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_selecting_repeats_and_drops_responses_as_told():
+    batch = large_batch()
+    assert rows(select(batch, [3, 3, 0])) == [rows(batch)[i] for i in (3, 3, 0)]
