@@ -1,0 +1,145 @@
+"""The walk over chunks of tokens: logits, statistics, gradient, and nothing of size [T, V] alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dapo_kernels.policy import TokenInputs, token_loss_derivative
+from dapo_kernels.shard import Merge, RowStatistics, VocabShard
+from dapo_kernels.spec import PolicyLossSpec
+
+CHUNK_BYTES = {"cpu": 16 << 20}  # of logits alive at once
+ACCELERATOR_CHUNK_BYTES = 1200 << 20
+ROW_MULTIPLE = 128  # rows per chunk are a multiple of it where they can be: whole tiles of the matrix units
+
+
+@dataclass(frozen=True, slots=True)
+class RowKernels:
+    """What a backend computes on a chunk of logits [n, V].
+
+    statistics(logits, columns, inverse_temperature) -> RowStatistics of these columns. May overwrite the logits.
+    gradient(logits, columns, local, merged, derivative, entropy_coeff, inverse_temperature, sources) -> [k, V]: row i
+        is derivative (onehot - p) + entropy_coeff p (log p + H), times inverse_temperature, of row sources[i]. It may
+        lie in the memory of the first k rows: sources[i] is i, or a row behind k while row i is not wanted.
+    """
+
+    statistics: Callable[[Tensor, Tensor, float], RowStatistics]
+    gradient: Callable[..., Tensor]
+
+
+class Head(Protocol):
+    """Where logits come from and where their gradient goes. Rows are counted among the unmasked tokens."""
+
+    wants_gradient: bool
+
+    def buffer(self, rows: int) -> Tensor:
+        """Memory for the logits of one chunk."""
+        ...
+
+    def logits(self, span: slice, buffer: Tensor) -> Tensor:
+        """[n, V] of the rows in `span`; may be overwritten."""
+        ...
+
+    def accept(self, rows: Tensor, dlogits: Tensor) -> None:
+        """Takes d loss / d logits [k, V] of `rows` [k]; all other rows have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Everything a chunk needs besides its rows."""
+
+    head: Head
+    kernels: RowKernels
+    targets: Tensor  # [n] global ids
+    tokens: TokenInputs | None  # None: no gradient is wanted
+    spec: PolicyLossSpec
+    shard: VocabShard
+    logprobs: Tensor  # [n], written
+    entropy: Tensor  # [n], written
+
+    def run(self, rows_per_chunk: int) -> None:
+        """Under tensor parallelism chunk i's all-reduces run beside the logits and statistics of chunk i + 1."""
+        buffers = [self.head.buffer(rows_per_chunk) for _ in range(2 if self.shard.is_split else 1)]
+        previous: _Chunk | None = None
+        for index, first in enumerate(range(0, len(self.targets), rows_per_chunk)):
+            span = slice(first, min(first + rows_per_chunk, len(self.targets)))
+            logits = self.head.logits(span, buffers[index % len(buffers)])
+            if previous is not None:
+                previous.merge.start_sums()
+            chunk = _Chunk(self, span, logits)
+            if previous is not None:
+                previous.finish()
+            previous = chunk
+            if not self.shard.is_split:
+                chunk.merge.start_sums()
+                chunk.finish()
+                previous = None
+        if previous is not None:
+            previous.merge.start_sums()
+            previous.finish()
+
+
+class _Chunk:
+    def __init__(self, walk: Walk, span: slice, logits: Tensor) -> None:
+        self.walk, self.span, self.logits = walk, span, logits
+        self.columns = walk.shard.local(walk.targets[span])
+        if logits.shape[1] == 0:
+            self.local = RowStatistics.of_no_columns(logits.shape[0], walk.logprobs)
+        else:
+            self.local = walk.kernels.statistics(logits, self.columns, 1 / walk.spec.temperature)
+        self.merge = Merge(self.local, walk.shard)
+
+    def finish(self) -> None:
+        walk, merged = self.walk, self.merge.finish()
+        logprobs = walk.logprobs[self.span] = merged.logprobs
+        walk.entropy[self.span] = merged.entropy
+        if walk.tokens is None:
+            return
+        derivative = token_loss_derivative(logprobs, walk.tokens.select(self.span), walk.spec)
+        active = torch.ones_like(derivative, dtype=torch.bool) if walk.spec.entropy_coeff else derivative != 0
+        count, missing = torch.stack([active.sum(), (merged.held == 0).sum()]).tolist()
+        refuse_missing_targets(missing)
+        if not walk.head.wants_gradient or count == 0:
+            return
+        sources = fill_holes(active, count)
+        if self.logits.shape[1] == 0:
+            dlogits = self.logits[:count]
+        else:
+            dlogits = walk.kernels.gradient(
+                self.logits, self.columns, self.local, merged, derivative,
+                walk.spec.entropy_coeff, 1 / walk.spec.temperature, sources)  # fmt: skip
+        walk.head.accept(sources + self.span.start, dlogits)
+
+
+def fill_holes(active: Tensor, count: int) -> Tensor:
+    """Where each of the first `count` rows takes its content from once the active rows [n] are moved together.
+
+    An active row stays; an inactive one is filled with an active row from behind `count`, so no row that is read is
+    written by another. Needs no synchronisation.
+    """
+    stays = active[:count]
+    own = torch.arange(count, device=active.device)
+    if count == len(active):
+        return own
+    behind = torch.argsort((~active[count:]).to(torch.uint8), stable=True) + count
+    hole = (torch.cumsum(~stays, 0) - 1).clamp_(0, len(behind) - 1)
+    return torch.where(stays, own, behind[hole])
+
+
+def refuse_missing_targets(missing: int) -> None:
+    if missing:
+        raise ValueError(
+            f"targets: {missing} unmasked ids of [T] lie in no shard of the vocabulary; expected global ids below "
+            "the vocabulary's size, and vocab_start the first id of this rank's shard"
+        )
+
+
+def rows_per_chunk(columns: int, element_bytes: int, device: torch.device, buffers: int) -> int:
+    budget = CHUNK_BYTES.get(device.type, ACCELERATOR_CHUNK_BYTES)
+    rows = max(1, budget // (max(columns, 1) * element_bytes * buffers))
+    return rows if rows < ROW_MULTIPLE else rows // ROW_MULTIPLE * ROW_MULTIPLE
