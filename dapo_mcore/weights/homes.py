@@ -1,0 +1,130 @@
+"""Where the parameters of a family live in this rank's model chunks; loading and export both walk this list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from dapo_mcore.platform import adapt_megatron
+from dapo_mcore.weights.families import Stage
+from dapo_mcore.weights.layouts import Layout, Shape
+from dapo_mcore.weights.names import Parameter, expert_names, parameters
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The process groups over which weights are spread."""
+
+    tensor: ProcessGroup
+    expert_tensor: ProcessGroup
+    expert: ProcessGroup
+    pipeline: ProcessGroup
+
+    @staticmethod
+    def current() -> Groups:
+        adapt_megatron()
+        from megatron.core import parallel_state  # not above: conversion works without Megatron
+
+        spread = (
+            parallel_state.get_tensor_model_parallel_group(),
+            parallel_state.get_expert_tensor_parallel_group(),
+            parallel_state.get_expert_model_parallel_group(),
+            parallel_state.get_pipeline_model_parallel_group(),
+        )
+        return Groups(*(cast(ProcessGroup, group) for group in spread))
+
+    def cutting(self, parameter: Parameter) -> ProcessGroup:
+        """The group over which a parameter's matrices are cut."""
+        return self.expert_tensor if parameter.row.is_expert else self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A parameter and its part on this rank: one tensor, or one per local expert; none on another pipeline stage."""
+
+    parameter: Parameter
+    shards: tuple[Tensor, ...]
+
+
+def homes(chunks: Sequence[GPTModel], hf_config: Any, groups: Groups) -> list[Home]:
+    """One entry per parameter of the model, in the order of export, equal on all ranks but for the shards.
+
+    Raises ValueError, listing every one, if a parameter of a chunk is not in the family's table or appears in it twice,
+    if a chunk lacks a parameter, or if a shape is not the one that the config and the layout give.
+    """
+    locals_ = [_LocalNames.of(chunk) for chunk in chunks]
+    found: list[Home] = []
+    defects: list[str] = []
+    for parameter in parameters(hf_config, padded_vocab=chunks[0].vocab_size):
+        holder = next((local for local in locals_ if local.holds(parameter)), None)
+        shards = () if holder is None else holder.claim(parameter, groups, defects)
+        found.append(Home(parameter, shards))
+    for index, local in enumerate(locals_):
+        defects += [f"  chunk {index}: {name} is unknown to the family or known twice" for name in local.unclaimed]
+    if defects:
+        raise ValueError(
+            f"the Megatron model does not fit model_type={hf_config.model_type}; build it from the same config\n"
+            + "\n".join(defects)
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalNames:
+    """The parameters of one chunk, by name, and those not yet claimed by a row of the table."""
+
+    chunk: GPTModel
+    tensors: dict[str, Tensor]
+    unclaimed: set[str]
+    layers: dict[int, int]  # decoder layer of the model, from 0 -> position in this chunk
+
+    @staticmethod
+    def of(chunk: GPTModel) -> _LocalNames:
+        tensors = {name: parameter.data for name, parameter in chunk.named_parameters()}
+        numbers = [cast(int, layer.layer_number) for layer in chunk.decoder.layers]  # global, from 1
+        layers = {number - 1: position for position, number in enumerate(numbers)}
+        return _LocalNames(chunk, tensors, set(tensors), layers)
+
+    def holds(self, parameter: Parameter) -> bool:
+        match parameter.section.stage:
+            case Stage.FIRST:
+                return self.chunk.pre_process
+            case Stage.LAST:
+                return self.chunk.post_process
+            case Stage.LAYER:
+                return parameter.layer in self.layers
+
+    def claim(self, parameter: Parameter, groups: Groups, defects: list[str]) -> tuple[Tensor, ...]:
+        """The tensors of a parameter that this chunk holds; what is wrong with them is added to `defects`."""
+        forms = parameter.mcore_forms(self.layers.get(parameter.layer, parameter.layer))
+        present = [form for form in forms if expert_names(form, 0)[0] in self.tensors]
+        if not present:
+            if not parameter.row.twin:
+                defects.append(f"  {' or '.join(name for form in forms for name in form.names)} is missing")
+            return ()
+        count = parameter.experts // groups.expert.size() if parameter.experts else 1
+        names = [name for expert in range(count) for name in expert_names(present[0], expert)]
+        defects += [f"  {name} is missing" for name in names if name not in self.tensors]
+        names = [name for name in names if name in self.tensors]
+        self.unclaimed.difference_update(names)
+        wanted = shard_shape(parameter.layout, groups.cutting(parameter).size())
+        shards = tuple(self.tensors[name] for name in names)
+        defects += [
+            f"  {name}: shape {list(shard.shape)}, expected {list(wanted)}"
+            for name, shard in zip(names, shards, strict=True)
+            if shard.shape != wanted
+        ]
+        return shards
+
+
+def shard_shape(layout: Layout, size: int) -> Shape:
+    """Shape of a rank's part when a parameter is cut over `size` ranks."""
+    return tuple(layout.cut(torch.empty(layout.full_shape, device="meta"), 0, size).shape)
