@@ -1,0 +1,213 @@
+"""The policy that is trained: log-probabilities, updates, and the state a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dapo_kernels import PolicyLossSpec
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
+from dapo_mcore.actor.loss_head import METRICS, HeadOutput, as_ratios, logprob_head, policy_loss_head, policy_loss_spec
+from dapo_mcore.actor.optimizer import LearningRate, build_optimizer, wrap_ddp
+from dapo_mcore.actor.packing import MicroBatch, deal, pack
+from dapo_mcore.actor.policy_model import PolicyModel
+from dapo_mcore.actor.schedule import run_schedule
+from dapo_mcore.config import ActorConfig, ModelConfig, OldLogprobs
+from dapo_mcore.observe.metrics import Ratio
+from dapo_mcore.platform import platform
+from dapo_mcore.types import TrainBatch
+from dapo_mcore.weights import load_hf
+
+# The only format that can be loaded under another layout and was seen to be right.
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+class NonFiniteUpdateError(RuntimeError):
+    """Loss or gradient of an update is NaN or infinite; the weights are those from before it."""
+
+
+class Actor:
+    """Policy, optimizer and learning rate of this rank. Every method is collective."""
+
+    def __init__(
+        self,
+        hf_config: PretrainedConfig,
+        config: TransformerConfig,
+        ddp_chunks: Sequence[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+        learning_rate: LearningRate,
+        spec: PolicyLossSpec,
+        options: ActorConfig,
+    ) -> None:
+        self.hf_config = hf_config
+        self.transformer_config = config
+        self.step = 0  # training steps done, and with it the version of the weights
+        self._ddp_chunks = list(ddp_chunks)
+        self._optimizer = optimizer
+        self._learning_rate = learning_rate
+        self._spec = spec
+        self._options = options
+
+    @property
+    def chunks(self) -> list[PolicyModel]:
+        """The bare modules of this rank, in pipeline order."""
+        return [ddp.module for ddp in self._ddp_chunks]
+
+    def score(self, batch: TrainBatch, responses_per_update: int) -> TrainBatch:
+        """The batch with the log-probabilities its updates clip against, as actor.old_logprobs says.
+
+        They are recomputed in the packing of the updates, `responses_per_update` responses each, so that the ratio of
+        the first update is exactly 1.
+        """
+        match self._options.old_logprobs:
+            case OldLogprobs.rollout:
+                return batch.with_old_logprobs(batch.rollout_logprobs)
+            case OldLogprobs.auto if len(batch) <= responses_per_update:
+                return batch
+            case _:
+                parts = batch.split(responses_per_update)
+                return batch.with_old_logprobs(torch.cat([self._logprobs(part, part.loss_mask) for part in parts]))
+
+    def logprobs(self, batch: TrainBatch) -> Tensor:
+        """[N] float32 on the CPU, the same on every rank: log pi of every response token, masked or not."""
+        return self._logprobs(batch, torch.ones_like(batch.loss_mask))
+
+    def update(self, batch: TrainBatch) -> dict[str, Ratio]:
+        """One optimizer update on the token-mean loss of `batch`; the same metrics on every rank.
+
+        With advantages of 1 and no old_logprobs this is supervised training on the mean negative log-likelihood.
+        A batch without a single trained token makes no update and has no metrics.
+
+        Raises:
+            NonFiniteUpdateError: before any weight changes.
+        """
+        num_tokens = batch.num_loss_tokens
+        if num_tokens == 0:
+            return {}
+        for ddp in self._ddp_chunks:
+            ddp.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        micro_batches = self._micro_batches(batch, batch.loss_mask)
+        outputs = run_schedule(self._ddp_chunks, micro_batches, policy_loss_head(batch, self._spec), forward_only=False)
+        metrics = as_ratios(self._reduced_sums(outputs), num_tokens)
+        metrics["actor/grad_norm"] = Ratio(self._optimizer_step(metrics["actor/loss"].value), 1)
+        metrics["actor/lr"] = Ratio(self._learning_rate.value, 1)
+        return metrics
+
+    def finish_step(self) -> None:
+        """A training step is complete, however many updates it made."""
+        self.step += 1
+        self._learning_rate.set_step(self.step)
+
+    def state(self, loading: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds, as sharded tensors for megatron.core.dist_checkpointing.
+
+        Args:
+            loading: the dictionary is to be filled by `dist_checkpointing.load`, not saved.
+        """
+        names = ["model"] if len(self._ddp_chunks) == 1 else [f"model{i}" for i in range(len(self._ddp_chunks))]
+        models = {n: chunk.sharded_state_dict(metadata=_SHARDING) for n, chunk in zip(names, self.chunks, strict=True)}
+        optimizer = self._optimizer.sharded_state_dict(
+            models["model"] if len(models) == 1 else models, is_loading=loading, metadata=_SHARDING
+        )
+        return {**models, "optimizer": optimizer, "step": self.step}
+
+    def load_state(self, loaded: dict[str, Any]) -> None:
+        """Continue from what `dist_checkpointing.load` made of `state(loading=True)`."""
+        names = ["model"] if len(self._ddp_chunks) == 1 else [f"model{i}" for i in range(len(self._ddp_chunks))]
+        for name, chunk in zip(names, self.chunks, strict=True):
+            chunk.load_state_dict(loaded[name])
+        self._optimizer.load_state_dict(loaded["optimizer"])
+        self.step = loaded["step"]
+        self._learning_rate.set_step(self.step)
+
+    def _micro_batches(self, batch: TrainBatch, wanted: Tensor) -> list[MicroBatch]:
+        if len(batch) and int(batch.prompt_lengths.min()) < 1:
+            raise ValueError("a prompt of no tokens: nothing predicts the response's first token; drop such prompts")
+        lengths = (batch.prompt_lengths + batch.response_lengths).tolist()
+        ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        mine = deal(lengths, ranks, self._options.ppo_max_token_len_per_gpu)[rank]
+        config = self.transformer_config
+        multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        return [pack(batch, sequences, wanted, multiple, platform().device) for sequences in mine]
+
+    @torch.no_grad()
+    def _logprobs(self, batch: TrainBatch, wanted: Tensor) -> Tensor:
+        """[N] on the CPU of every rank; 0 where not wanted."""
+        head = logprob_head(self._spec.temperature)
+        outputs = run_schedule(self._ddp_chunks, self._micro_batches(batch, wanted), head, forward_only=True)
+        logprobs = torch.zeros(len(wanted), device=platform().device)
+        for output in outputs:
+            logprobs[output.tokens.to(logprobs.device)] = output.logprobs
+        return _sum_over_parts(logprobs).cpu()
+
+    def _reduced_sums(self, outputs: Sequence[HeadOutput]) -> dict[str, float]:
+        """The sums over all micro-batches of all ranks."""
+        names = list(METRICS.values())
+        sums = torch.zeros(len(names), dtype=torch.float64, device=platform().device)
+        for output in outputs:
+            sums += torch.stack([output.sums[name].double() for name in names])
+        return dict(zip(names, _sum_over_parts(sums).tolist(), strict=True))
+
+    def _optimizer_step(self, loss: float) -> float:
+        """Clip and step; the gradient norm before clipping."""
+        self._optimizer.prepare_grads()
+        grad_norm = float(self._optimizer.get_grad_norm())
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NonFiniteUpdateError(
+                f"training step {self.step}: loss {loss}, gradient norm {grad_norm}; the update was not made. Resume "
+                "from the last checkpoint with a lower actor.optim.lr, or look for the batch in the saved rollouts"
+            )
+        self._optimizer.step()
+        return grad_norm
+
+
+def _sum_over_parts(values: Tensor) -> Tensor:
+    """Sum in place over the ranks that hold different tokens, and hand the result to all pipeline stages.
+
+    Only the last stage has seen tokens: the others bring zeros.
+    """
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    dist.all_reduce(values, group=parallel_state.get_pipeline_model_parallel_group())
+    return values
+
+
+def build_actor(model: ModelConfig, options: ActorConfig, temperature: float, total_steps: int) -> Actor:
+    """The policy of `model.path` on this rank's part of the layout, ready to train.
+
+    The process group and Megatron's groups must exist (`parallel.init_process_group`, `init_model_parallel`).
+
+    Args:
+        temperature: of the rollout; divides the policy's logits.
+        total_steps: training steps of the run; the end of the learning rate's decay.
+    """
+    hf = read_hf_config(model.path)
+    config = transformer_config(hf, options.megatron, model.dtype)
+    chunks = build_chunks(hf, config)
+    load_hf(chunks, model.path, hf)
+    return assemble_actor(hf, config, chunks, options, temperature, total_steps)
+
+
+def assemble_actor(
+    hf: PretrainedConfig,
+    config: TransformerConfig,
+    chunks: Sequence[PolicyModel],
+    options: ActorConfig,
+    temperature: float,
+    total_steps: int,
+) -> Actor:
+    """An actor around chunks whose weights are loaded."""
+    ddp_chunks = wrap_ddp(chunks, config, options.megatron)
+    optimizer = build_optimizer(ddp_chunks, config, options.megatron, options.optim)
+    learning_rate = LearningRate(optimizer, options.optim, total_steps)
+    return Actor(hf, config, ddp_chunks, optimizer, learning_rate, policy_loss_spec(options, temperature), options)

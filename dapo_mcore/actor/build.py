@@ -1,0 +1,161 @@
+"""A Hugging Face configuration as Megatron's TransformerConfig and GPTModel; these configs are made nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer import TransformerConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from dapo_mcore.actor.policy_model import PolicyModel
+from dapo_mcore.config import Dtype, MegatronConfig, Recompute
+from dapo_mcore.platform import platform
+
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
+TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
+# Megatron holds these as constants.
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def read_hf_config(folder: str | Path) -> PretrainedConfig:
+    """The model folder's configuration.
+
+    Raises:
+        ValueError: there is none, or Megatron would compute something else than Hugging Face with it.
+    """
+    try:
+        hf = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path={folder}: no readable config.json in it ({error}); give an HF model folder"
+        ) from None
+    refuse_unsupported(hf, folder)
+    return hf
+
+
+def refuse_unsupported(hf: PretrainedConfig, folder: str | Path) -> None:
+    """ValueError that names the first entry of config.json this project has no equal for."""
+
+    def refuse(entry: str, value: object, supported: str) -> None:
+        raise ValueError(f"model.path={folder}: config.json has {entry}={value!r}; supported is {supported}")
+
+    if hf.model_type not in FAMILIES:
+        refuse("model_type", hf.model_type, ", ".join(FAMILIES))
+    if hf.hidden_act != "silu":
+        refuse("hidden_act", hf.hidden_act, "silu")
+    if hf.model_type != "qwen2" and getattr(hf, "attention_bias", False):
+        refuse("attention_bias", True, "false (biases on query, key and value only exist in qwen2)")
+    if getattr(hf, "mlp_bias", False):
+        refuse("mlp_bias", True, "false")
+    if hf.attention_dropout:
+        refuse("attention_dropout", hf.attention_dropout, "0")
+    if getattr(hf, "use_sliding_window", False):
+        refuse("use_sliding_window", True, "false: every layer attends to the whole sequence")
+    rope = hf.rope_parameters
+    if rope["rope_type"] not in ("default", "llama3"):
+        refuse("rope_type", rope["rope_type"], "default or llama3")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        refuse("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
+    for entry, constant in LLAMA3_ROPE.items() if rope["rope_type"] == "llama3" else ():
+        if rope[entry] != constant:
+            refuse(entry, rope[entry], f"{constant} with rope_type llama3")
+
+
+def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dtype) -> TransformerConfig:
+    """The layers of `hf` under the layout `megatron`, losses counted per token."""
+    has_te = platform().has_transformer_engine
+    return TransformerConfig(
+        num_layers=hf.num_hidden_layers,
+        hidden_size=hf.hidden_size,
+        ffn_hidden_size=hf.intermediate_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        kv_channels=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=hf.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=hf.model_type == "qwen2",
+        qk_layernorm=hf.model_type.startswith("qwen3"),
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        perform_initialization=False,  # weights are loaded
+        params_dtype=TORCH_DTYPE[dtype],
+        pipeline_dtype=TORCH_DTYPE[dtype],
+        bf16=dtype is Dtype.bf16,
+        calculate_per_token_loss=True,  # the schedule must not divide by micro-batches
+        variable_seq_lengths=True,  # packed micro-batches differ in length
+        moe_token_dispatcher_type="alltoall",  # required by variable lengths, for dense models too
+        transformer_impl="transformer_engine" if has_te else "local",
+        tensor_model_parallel_size=megatron.tensor_model_parallel_size,
+        sequence_parallel=megatron.sequence_parallel,
+        expert_model_parallel_size=megatron.expert_model_parallel_size,
+        expert_tensor_parallel_size=megatron.expert_tensor_parallel_size,
+        **_recompute(megatron.recompute),
+        **(_experts(hf) if hf.model_type.endswith("_moe") else {}),
+    )
+
+
+def _recompute(recompute: Recompute) -> dict[str, Any]:
+    if recompute is Recompute.full:
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if recompute is Recompute.selective:
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def _experts(hf: PretrainedConfig) -> dict[str, Any]:
+    dense = set(hf.mlp_only_layers or ())
+    is_moe = [i not in dense and (i + 1) % hf.decoder_sparse_step == 0 for i in range(hf.num_hidden_layers)]
+    return {
+        "num_moe_experts": hf.num_experts,
+        "moe_router_topk": hf.num_experts_per_tok,
+        "moe_ffn_hidden_size": hf.moe_intermediate_size,
+        "moe_layer_freq": [int(moe) for moe in is_moe],
+        "moe_router_pre_softmax": not hf.norm_topk_prob,  # softmax over the chosen experts is the normalised softmax
+        "moe_router_score_function": "softmax",
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_grouped_gemm": platform().has_transformer_engine,
+    }
+
+
+def build_chunks(hf: PretrainedConfig, config: TransformerConfig) -> list[PolicyModel]:
+    """This rank's part of the model on its device, one chunk per virtual pipeline stage, weights not filled."""
+    tp = config.tensor_model_parallel_size
+    stages = config.virtual_pipeline_model_parallel_size
+    vp_stages = range(stages) if stages else (None,)
+    return [_build_chunk(hf, config, hf.vocab_size + -hf.vocab_size % tp, vp_stage) for vp_stage in vp_stages]
+
+
+def _build_chunk(hf: PretrainedConfig, config: TransformerConfig, padded: int, vp_stage: int | None) -> PolicyModel:
+    rope = hf.rope_parameters
+    where = {"ignore_virtual": False, "vp_stage": vp_stage}
+    spec = get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=config.transformer_impl == "transformer_engine",
+        normalization=config.normalization,
+        vp_stage=vp_stage,
+    )
+    chunk = PolicyModel(
+        config,
+        spec,
+        real_vocab_size=hf.vocab_size,
+        vocab_size=padded,
+        max_sequence_length=hf.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(**where),
+        post_process=parallel_state.is_pipeline_last_stage(**where),
+        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=rope["rope_theta"],
+        rope_scaling=rope["rope_type"] == "llama3",
+        rope_scaling_factor=rope.get("factor", 1.0),
+        vp_stage=vp_stage,
+    )
+    return chunk.to(platform().device)

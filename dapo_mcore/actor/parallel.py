@@ -1,0 +1,55 @@
+"""Process groups: one torch.distributed world, cut by Megatron into tensor, expert and data parallel groups."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from dapo_mcore.config import MegatronConfig
+from dapo_mcore.platform import platform
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the ranks of a run meet."""
+
+    init_method: str  # e.g. file:///shared/rendezvous
+    rank: int
+    world_size: int
+
+
+def init_process_group(rendezvous: Rendezvous | None = None, timeout_s: float = 1800.0) -> None:
+    """Join the other ranks; does nothing when this process already has.
+
+    Without `rendezvous` the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) decides, and a process
+    that was started without a launcher is a world of its own.
+    """
+    if dist.is_initialized():
+        return
+    backend, timeout = platform().collective_backend, timedelta(seconds=timeout_s)
+    if rendezvous is not None:
+        place = {"rank": rendezvous.rank, "world_size": rendezvous.world_size}
+        dist.init_process_group(backend, init_method=rendezvous.init_method, timeout=timeout, **place)
+    elif "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def init_model_parallel(config: MegatronConfig, seed: int) -> None:
+    """Cut the world into Megatron's groups and seed its random streams. Collective."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
+        expert_tensor_parallel_size=config.expert_tensor_parallel_size,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def destroy_model_parallel() -> None:
+    """Forget Megatron's groups, so that another layout can be initialised in the same processes."""
+    parallel_state.destroy_model_parallel()

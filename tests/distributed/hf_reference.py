@@ -1,0 +1,125 @@
+"""The truth for the actor: tiny Hugging Face models in one process and DAPO's loss written out in plain torch, float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from dapo_mcore.types import TrainBatch
+
+VOCAB = 131  # not a multiple of 2: the head has padded columns under tensor parallelism
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+EXPERTS = {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# name -> (class of transformers, what differs from SIZES)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama_tied_scaled_rope": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "llama_one_kv_group": ("Llama", {"num_key_value_heads": 1}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
+    "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": False}),
+    "qwen3_tied": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3_moe": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}),
+    "qwen3_moe_unnormed": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": False, "tie_word_embeddings": True}),
+    "qwen3_moe_mixed": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [0]}),
+}
+
+
+def tiny_model(name: str) -> transformers.PreTrainedModel:
+    """float32, seeded; far from uniform logits, from zero biases and from norm weights of one."""
+    kind, options = FAMILIES[name]
+    config = getattr(transformers, kind + "Config")(**{**SIZES, **options})
+    config._experts_implementation = "eager"
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, kind + "ForCausalLM")(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.float()
+
+
+def random_batch(seed: int, lengths: list[tuple[int, int]], *, old_logprobs: bool) -> TrainBatch:
+    """Responses of (prompt, response) `lengths`, a quarter of their tokens masked, advantages of both signs."""
+    draw = torch.Generator().manual_seed(seed)
+    prompts, responses = (torch.tensor(column) for column in zip(*lengths, strict=True))
+    n = int(responses.sum())
+    return TrainBatch(
+        token_ids=torch.randint(VOCAB, (int((prompts + responses).sum()),), generator=draw),
+        prompt_lengths=prompts,
+        response_lengths=responses,
+        loss_mask=torch.rand(n, generator=draw) < 0.75,
+        advantages=torch.randn(n, generator=draw),
+        rollout_logprobs=-4.0 - torch.rand(n, generator=draw),
+        old_logprobs=-5.0 + 2 * torch.randn(n, generator=draw) if old_logprobs else None,
+    )
+
+
+def response_logprobs(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0) -> Tensor:
+    """[N] float64: one forward per response, no padding."""
+    logprobs, start = [], 0
+    for prompt, response in zip(batch.prompt_lengths.tolist(), batch.response_lengths.tolist(), strict=True):
+        ids = batch.token_ids[start : start + prompt + response]
+        logits = model(ids[None]).logits[0, prompt - 1 : -1].double() / temperature
+        logprobs.append(logits.log_softmax(-1).gather(1, ids[prompt:, None])[:, 0])
+        start += prompt + response
+    return torch.cat(logprobs)
+
+
+def dapo_loss(logprobs: Tensor, batch: TrainBatch, low: float = 0.2, high: float = 0.28, dual: float = 10.0) -> Tensor:
+    """0-d: eq. 8 of DAPO with the dual clip, over all trained tokens."""
+    old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs.double()
+    ratio = (logprobs - old).exp()
+    advantages = batch.advantages.double()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual * advantages), surrogate)
+    return -surrogate[batch.loss_mask].sum() / batch.loss_mask.sum()
+
+
+def loss_and_gradients(
+    model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss and its gradient by name of the parameter in a saved model (experts apart), in float64."""
+    model = model.double()
+    model.zero_grad()
+    loss = dapo_loss(response_logprobs(model, batch, temperature), batch)
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss), split_experts(gradients)
+
+
+def split_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers 5 fuses a layer's experts in memory, but not in its files."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj"):
+            for expert, joined in enumerate(tensor):
+                gate, up = joined.chunk(2)
+                stem = name.removesuffix("gate_up_proj") + str(expert)
+                out |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            stem = name.removesuffix("down_proj")
+            out |= {f"{stem}{expert}.down_proj.weight": down for expert, down in enumerate(tensor)}
+        else:
+            out[name] = tensor
+    return out
