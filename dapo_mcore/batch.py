@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,38 +47,7 @@ def shuffle(batch: TrainBatch, seed: int, step: int) -> TrainBatch:
     """
     order = list(range(len(batch)))
     random.Random(f"{seed}/{step}").shuffle(order)
-    return select(batch, order)
-
-
-def select(batch: TrainBatch, order: Sequence[int]) -> TrainBatch:
-    """The responses `order` of the batch, in that order."""
-    index = torch.tensor(order, dtype=torch.int64)
-    totals = (batch.prompt_lengths + batch.response_lengths).tolist()
-    lengths = batch.response_lengths.tolist()
-
-    def gather(flat: Tensor, sizes: list[int]) -> Tensor:
-        rows = flat.split(sizes)
-        return torch.cat([rows[i] for i in order])
-
-    return TrainBatch(
-        token_ids=gather(batch.token_ids, totals),
-        prompt_lengths=batch.prompt_lengths[index],
-        response_lengths=batch.response_lengths[index],
-        loss_mask=gather(batch.loss_mask, lengths),
-        advantages=gather(batch.advantages, lengths),
-        rollout_logprobs=gather(batch.rollout_logprobs, lengths),
-        old_logprobs=None if batch.old_logprobs is None else gather(batch.old_logprobs, lengths),
-    )
-
-
-def split(batch: TrainBatch, size: int) -> list[TrainBatch]:
-    """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one.
-
-    No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted.
-    """
-    parts = math.ceil(len(batch) / size)
-    cuts = [len(batch) * i // parts for i in range(parts + 1)]
-    return [select(batch, range(start, stop)) for start, stop in pairwise(cuts)]
+    return batch.select(order)
 
 
 def _length_penalty(reward: RewardConfig, max_response_length: int) -> Callable[[Tensor], Tensor]:

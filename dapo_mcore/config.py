@@ -119,6 +119,7 @@ class RolloutConfig:
     top_p: float = 1.0  # fixed: another value would sample from a distribution the loss does not know
     top_k: int = -1  # fixed, likewise
     tensor_model_parallel_size: int = 1  # consecutive ranks that share one engine
+    enable_expert_parallel: bool = False  # spread whole experts over those ranks instead of cutting each
     kv_cache_mb: int = 4096  # MiB per rank; always explicit
     max_num_seqs: int = 256  # sequences decoded together per engine
     max_num_batched_tokens: int = 8192

@@ -193,7 +193,7 @@ def _check_algorithm(config: RunConfig) -> None:
 
 def _check_resume(config: RunConfig) -> None:
     path, mode = config.trainer.resume_from_path, config.trainer.resume_mode
-    if mode is ResumeMode.resume_path and not Path(path).is_dir():
+    if mode is ResumeMode.resume_path and not (path and Path(path).is_dir()):
         refuse("trainer.resume_from_path", path, "no such folder", "name a checkpoint folder, or use resume_mode=auto")
     if mode is not ResumeMode.resume_path and path:
         refuse("trainer.resume_mode", mode.name, f"trainer.resume_from_path={path} would be ignored", "set resume_mode=resume_path")

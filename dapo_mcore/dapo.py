@@ -18,12 +18,12 @@ class Run:
 
     first_step: int
     last_step: int
+    responses_per_update: int
 
     push_weights: Callable[[], None]
     collect_groups: Callable[[], Collected]
     make_batch: Callable[[Sequence[Group], int], TrainBatch]
     with_old_logprobs: Callable[[TrainBatch], TrainBatch]
-    mini_batches: Callable[[TrainBatch], list[TrainBatch]]
     update: Callable[[TrainBatch], Metrics]
     finish_step: Callable[[int, Collected, list[Metrics]], None]
 
@@ -35,5 +35,5 @@ def train(run: Run) -> None:
         collected = run.collect_groups()  # 2, 4-8
         batch = run.make_batch(collected.groups, step)  # 9
         batch = run.with_old_logprobs(batch)
-        updates = [run.update(minibatch) for minibatch in run.mini_batches(batch)]  # 10-11
+        updates = [run.update(minibatch) for minibatch in batch.split(run.responses_per_update)]  # 10-11
         run.finish_step(step, collected, updates)

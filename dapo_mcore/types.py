@@ -6,7 +6,7 @@ Prompt      Response    Verdict    Group      TrainBatch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -101,3 +101,37 @@ class TrainBatch:
     def num_loss_tokens(self) -> int:
         """Tokens that share the token-mean's denominator, once every mask is final."""
         return int(self.loss_mask.sum())
+
+    def with_old_logprobs(self, old_logprobs: Tensor) -> TrainBatch:
+        return replace(self, old_logprobs=old_logprobs)
+
+    def select(self, order: Sequence[int]) -> TrainBatch:
+        """The responses `order`, in that order."""
+        from torch import cat, tensor  # prompts and reward workers use this module without torch
+
+        totals = (self.prompt_lengths + self.response_lengths).tolist()
+        lengths = self.response_lengths.tolist()
+        index = tensor(list(order), dtype=self.prompt_lengths.dtype)
+
+        def gather(flat: Tensor, sizes: list[int]) -> Tensor:
+            rows = flat.split(sizes)
+            return cat([flat[:0], *(rows[i] for i in order)])
+
+        return TrainBatch(
+            token_ids=gather(self.token_ids, totals),
+            prompt_lengths=self.prompt_lengths[index],
+            response_lengths=self.response_lengths[index],
+            loss_mask=gather(self.loss_mask, lengths),
+            advantages=gather(self.advantages, lengths),
+            rollout_logprobs=gather(self.rollout_logprobs, lengths),
+            old_logprobs=None if self.old_logprobs is None else gather(self.old_logprobs, lengths),
+        )
+
+    def split(self, size: int) -> list[TrainBatch]:
+        """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one.
+
+        No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted.
+        """
+        parts = -(-len(self) // size)
+        cuts = [len(self) * i // parts for i in range(parts + 1)]
+        return [self.select(range(start, stop)) for start, stop in pairwise(cuts)]

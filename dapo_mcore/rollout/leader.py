@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dapo_mcore.rollout.engine import RolloutEngine
+from dapo_mcore.rollout.ranks import RolloutError
 
 Decision = TypeVar("Decision")
 
@@ -30,6 +31,7 @@ def lead(decide: Callable[[], Decision], engine: RolloutEngine | None = None) ->
 
     Raises:
         StopRun: on every rank, when `decide` raised it.
+        RolloutError: on every rank, when sampling failed on any.
         LeaderError: on the other ranks, when `decide` raised anything else on rank 0, where it goes on its way.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -40,6 +42,8 @@ def lead(decide: Callable[[], Decision], engine: RolloutEngine | None = None) ->
         return _receive()
     try:
         decision = decide()
+    except RolloutError:  # raised on every rank by the engine itself
+        raise
     except BaseException as error:
         _end_service(engine)
         _broadcast((None, error if isinstance(error, StopRun) else LeaderError(f"{type(error).__name__}: {error}")))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dapo_mcore.batch import make_batch, select, shuffle, split
+from dapo_mcore.batch import make_batch, shuffle
 from dapo_mcore.config import AlgorithmConfig, DataConfig, OverlongBufferConfig, RewardConfig
 from dapo_mcore.types import FinishReason, Group, Outcome, Prompt, Response, Sample, TrainBatch, Verdict
 
@@ -156,14 +156,14 @@ def test_the_order_depends_on_seed_and_step_alone():
     ("size", "sizes"), [(40, [40]), (64, [40]), (20, [20, 20]), (10, [10] * 4), (32, [20, 20]), (13, [10] * 4)]
 )
 def test_mini_batches_are_as_few_as_possible_and_even(size, sizes):
-    parts = split(large_batch(), size)
+    parts = large_batch().split(size)
     assert [len(part) for part in parts] == sizes
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 39])
 def test_mini_batches_are_the_batch_cut_in_order(size):
     batch = large_batch()
-    parts = split(batch, size)
+    parts = batch.split(size)
     assert [row for part in parts for row in rows(part)] == rows(batch)
     assert sum(part.num_loss_tokens for part in parts) == batch.num_loss_tokens
     assert max(map(len, parts)) <= size
@@ -172,4 +172,4 @@ def test_mini_batches_are_the_batch_cut_in_order(size):
 
 def test_selecting_repeats_and_drops_responses_as_told():
     batch = large_batch()
-    assert rows(select(batch, [3, 3, 0])) == [rows(batch)[i] for i in (3, 3, 0)]
+    assert rows(batch.select([3, 3, 0])) == [rows(batch)[i] for i in (3, 3, 0)]
