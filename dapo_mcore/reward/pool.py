@@ -1,0 +1,160 @@
+"""Grades responses in worker processes that are killed at a deadline and replaced.
+
+Verifiers meet text that nobody has seen before: they hang in a power tower, hold the interpreter lock, overflow the
+stack, eat memory. None of that may stop the run, and none of it may pass for a wrong answer.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from dapo_mcore.config import RewardConfig
+from dapo_mcore.reward.errors import GradingError, VerifierError
+from dapo_mcore.reward.process import WorkerDied, WorkerProcess
+from dapo_mcore.reward.self_test import Probe, probes_for, refusal
+from dapo_mcore.reward.verdicts import failed
+from dapo_mcore.types import Outcome, Prompt, Response, Verdict
+
+WINDOW = 1_024  # responses over which the failure rate is taken; all of one call if these are more
+SMALLEST_SAMPLE = 20  # the rate is taken over at least so many responses, so that one hang among three is no verdict
+
+
+class Grader:
+    """A pool of `reward.num_workers` processes that run `reward.verifier`. Not for use from several threads at once."""
+
+    def __init__(self, options: RewardConfig) -> None:
+        self._options = options
+        self._recent: list[Verdict] = []
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[WorkerProcess] = []
+        for _ in range(options.num_workers):
+            self._start()
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
+
+    def grade(self, items: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+        """Verdicts in the order of `items`.
+
+        Raises:
+            VerifierError: the verifier cannot be loaded.
+            GradingError: more than reward.max_failure_rate of the latest responses got no verdict.
+        """
+        verdicts = self._run([Probe(response.text, p.answer, p.metadata) for p, response in items])
+        self._refuse_failures(verdicts)
+        return verdicts
+
+    def self_test(self, prompts: Sequence[Prompt] = ()) -> None:
+        """Grades answers known to be right and wrong, some of them made from `prompts`, the way responses are graded.
+
+        Raises:
+            VerifierError: the verifier cannot be loaded, fails, or does not tell right from wrong.
+        """
+        probes = probes_for(self._options.verifier, prompts)
+        if reason := refusal(probes, self._run(probes)):
+            raise VerifierError(f"reward.verifier={self._options.verifier}: {reason}")
+
+    def close(self) -> None:
+        for worker in list(self._workers):
+            self._stop(worker)
+        self._selector.close()
+
+    def _run(self, probes: Sequence[Probe]) -> list[Verdict]:
+        verdicts: dict[int, Verdict] = {}
+        waiting = deque(enumerate(probes))
+        try:
+            while len(verdicts) < len(probes):
+                for worker in self._readable(bool(waiting)):
+                    self._read(worker, verdicts)
+                for worker in [w for w in self._workers if w.deadline <= monotonic()]:
+                    self._expire(worker, verdicts)
+                for worker in [w for w in self._workers if w.is_idle][: len(waiting)]:
+                    self._assign(worker, *waiting.popleft(), verdicts)
+        except BaseException:  # half-done work must not answer the next call
+            self.close()
+            raise
+        return [verdicts[index] for index in range(len(probes))]
+
+    def _readable(self, has_work: bool) -> list[WorkerProcess]:
+        """Waits for a message or the next deadline; does not wait while an idle worker could be given work."""
+        idle = has_work and any(worker.is_idle for worker in self._workers)
+        wait = 0.0 if idle else min(worker.deadline for worker in self._workers) - monotonic()
+        return [key.data for key, _ in self._selector.select(max(0.0, min(wait, 1e6)))]
+
+    def _assign(self, worker: WorkerProcess, index: int, probe: Probe, verdicts: dict[int, Verdict]) -> None:
+        try:
+            worker.assign(index, probe.response, probe.answer, probe.metadata)
+        except WorkerDied as reason:
+            self._fail(worker, verdicts, Outcome.ERROR, str(reason))
+        except TimeoutError:
+            self._expire(worker, verdicts)
+
+    def _read(self, worker: WorkerProcess, verdicts: dict[int, Verdict]) -> None:
+        try:
+            reply = worker.read()
+        except WorkerDied as reason:
+            self._fail(worker, verdicts, Outcome.ERROR, str(reason))
+            return
+        if reply is None:
+            return
+        if "refused" in reply:
+            raise VerifierError(reply["refused"])
+        if worker.task is not None:
+            verdicts[worker.task] = _verdict(reply)
+        worker.rest()
+
+    def _expire(self, worker: WorkerProcess, verdicts: dict[int, Verdict]) -> None:
+        detail = f"no verdict after reward.timeout_s={self._options.timeout_s:g} s"
+        self._fail(worker, verdicts, Outcome.TIMEOUT, detail)
+
+    def _fail(self, worker: WorkerProcess, verdicts: dict[int, Verdict], outcome: Outcome, detail: str) -> None:
+        """Replaces the worker; what it was grading, if anything, is not graded."""
+        if not worker.is_ready:
+            raise VerifierError(
+                f"reward.verifier={self._options.verifier}: a worker process did not start ({detail}); what it printed "
+                "stands above"
+            )
+        if worker.task is not None:
+            verdicts[worker.task] = failed(outcome, detail)
+        self._stop(worker)
+        self._start()
+
+    def _start(self) -> None:
+        worker = WorkerProcess(self._options.verifier, self._options.timeout_s)
+        self._workers.append(worker)
+        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+
+    def _stop(self, worker: WorkerProcess) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.channel)
+        worker.kill()
+
+    def _refuse_failures(self, verdicts: list[Verdict]) -> None:
+        self._recent = [*self._recent, *verdicts][-max(WINDOW, len(verdicts)) :]
+        failures = [verdict for verdict in self._recent if verdict.outcome is not Outcome.GRADED]
+        rate = self._options.max_failure_rate
+        if len(failures) > rate * max(len(self._recent), SMALLEST_SAMPLE):
+            timeouts = sum(verdict.outcome is Outcome.TIMEOUT for verdict in failures)
+            raise GradingError(
+                f"reward.verifier={self._options.verifier} gave no verdict on {len(failures)} of the last "
+                f"{len(self._recent)} responses ({timeouts} timeouts, {len(failures) - timeouts} errors), more than "
+                f"reward.max_failure_rate={rate:g}; the first: {failures[0].detail}. Mend the verifier, or raise "
+                "reward.timeout_s or reward.max_failure_rate"
+            )
+
+
+def _verdict(reply: dict[str, Any]) -> Verdict:
+    if "error" in reply:
+        return failed(Outcome.ERROR, reply["error"])
+    return Verdict(accuracy=reply["accuracy"], score=reply["score"])
