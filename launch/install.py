@@ -76,10 +76,12 @@ def pinned(lock: Path) -> list[str]:
 def check_machine() -> None:
     version = platform.python_version()
     if sys.version_info[:2] != (3, 11):
-        raise ValueError(f"Python {version} at {sys.executable}: the CPU environment is locked for Python 3.11; "
-                         "install python3.11 and python3.11-venv, or name one: make PYTHON=/path/to/python3.11")  # fmt: skip
+        raise ValueError(
+            f"Python {version} at {sys.executable}: the CPU environment is locked for Python 3.11; "
+            "install python3.11 and python3.11-venv, or name one: make PYTHON=/path/to/python3.11"
+        )
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        raise ValueError(f"{platform.system()} {platform.machine()}: the CPU environment is locked for Linux x86_64")
+        raise ValueError(f"{platform.system()} {platform.machine()}: the CPU environment is for Linux x86_64")
 
 
 def check_disk(folder: Path, needed_gb: float) -> None:
