@@ -32,7 +32,7 @@ DUAL_CLIPS = (3.0, 10.0)
 KL_COEFF = 0.04
 TEMPERATURE = 0.7
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-ESTIMATORS = ("k1", "k2", "k3", "k3+")
+ESTIMATORS = ("k1", "k2", "k3")
 MAX_LENGTH, BUFFER = 64, 16
 
 
@@ -110,28 +110,29 @@ def verl_policy_losses(batch: Batch) -> Values:
     return values | {"policy.ppo_kl": ppo_kl}
 
 
-def verl_split_losses(batch: Batch) -> Values:
-    """Token means of either half of the rows as two data-parallel ranks see them: their average is the loss."""
-    from verl.trainer.ppo.core_algos import agg_loss
+def verl_rank_losses(batch: Batch) -> Values:
+    """A token mean (of the k2 estimates) as each of two data-parallel ranks computes it from its half of the rows."""
+    from verl.trainer.ppo.core_algos import agg_loss, kl_penalty
 
-    tokens, half = batch.mask.sum(), len(batch.mask) // 2
+    matrix, mask, half = kl_penalty(batch.logprobs, batch.ref_logprobs, "k2"), batch.mask.double(), len(batch.mask) // 2
     return {
-        f"split.{rank}": agg_loss(batch.logprobs[rows], batch.mask[rows].double(), "token-mean", 2, tokens)
+        f"kl.k2.rank{rank}": agg_loss(matrix[rows], mask[rows], "token-mean", dp_size=2, batch_num_tokens=mask.sum())
         for rank, rows in enumerate((slice(0, half), slice(half, None)))
     }
 
 
 def verl_kl_losses(batch: Batch) -> Values:
+    """Each estimator near the reference, and k3 so far from it that verl's bound on its value acts."""
     from verl.trainer.ppo.core_algos import agg_loss, kl_penalty
 
-    values: Values = {}
+    def loss_of(estimator: str, ref_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+        return agg_loss(kl_penalty(logprobs, ref_logprobs, estimator), batch.mask.double(), "token-mean")
+
+    far = batch.logprobs + 6 * (batch.ref_logprobs - batch.logprobs)
+    values = {"input.far_ref_logprobs": far}
     for name in ESTIMATORS:
-
-        def loss_of(logprobs: Tensor, name: str = name) -> Tensor:
-            return agg_loss(kl_penalty(logprobs, batch.ref_logprobs, name), batch.mask.double(), "token-mean")
-
-        values |= with_gradient(f"kl.{name}", loss_of, logprobs=batch.logprobs)
-    return values
+        values |= with_gradient(f"kl.{name}", partial(loss_of, name, batch.ref_logprobs), logprobs=batch.logprobs)
+    return values | with_gradient("kl.k3.far", partial(loss_of, "k3", far), logprobs=batch.logprobs)
 
 
 def verl_entropy(rows: int = 6, columns: int = 7, vocabulary: int = 5) -> Values:
@@ -262,7 +263,7 @@ def liger_fused_losses(rows: int = 8, columns: int = 10, hidden_size: int = 16, 
 def ask_verl() -> Values:
     batch = draw_batch()
     return (
-        batch.values() | verl_policy_losses(batch) | verl_split_losses(batch) | verl_kl_losses(batch) | verl_entropy()
+        batch.values() | verl_policy_losses(batch) | verl_rank_losses(batch) | verl_kl_losses(batch) | verl_entropy()
         | verl_advantages() | verl_overlong()
     )  # fmt: skip
 
