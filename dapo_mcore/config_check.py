@@ -32,8 +32,7 @@ def check(config: RunConfig, world_size: int) -> None:
     """
     _check_ranges(config)
     _check_source("data.train", config.data.train)
-    if config.trainer.val_before_train or config.trainer.test_freq:
-        _check_source("data.val", config.data.val)
+    _check_source("data.val", config.data.val)
     _check_batches(config.data, config.rollout, config.actor)
     _check_sampling(config.rollout)
     _check_algorithm(config)
@@ -46,7 +45,12 @@ def read_model_config(path: str) -> dict[str, Any]:
     """The model folder's config.json."""
     file = Path(path) / "config.json"
     if not file.is_file():
-        refuse("model.path", path, f"{file} does not exist", "give a folder with an HF config.json, safetensors and tokenizer")
+        refuse(
+            "model.path",
+            path,
+            f"{file} does not exist",
+            "give a folder with an HF config.json, safetensors and tokenizer",
+        )
     try:
         return json.loads(file.read_text())
     except ValueError as error:
@@ -84,7 +88,9 @@ def _check_experts(megatron: MegatronConfig, model: Mapping[str, Any]) -> None:
     )
     if not experts:
         if ep > 1 or etp > 1:
-            refuse("actor.megatron.expert_model_parallel_size", ep, f"{model.get('model_type')} has no experts", "use 1")
+            refuse(
+                "actor.megatron.expert_model_parallel_size", ep, f"{model.get('model_type')} has no experts", "use 1"
+            )
         return
     if experts % ep:
         divisors = [d for d in range(1, experts + 1) if experts % d == 0]
@@ -142,7 +148,9 @@ def _check_source(name: str, source: SourceConfig) -> None:
         refuse(f"{name}.files", source.files, f"{name}.task={source.task!r}: exactly one of the two names the problems",
                f"set {name}.files=[a.jsonl] or {name}.task=chain_sum")  # fmt: skip
     if source.task and source.size <= 0:
-        refuse(f"{name}.size", source.size, "a reasoning-gym task has no size of its own", "say how many problems to draw")
+        refuse(
+            f"{name}.size", source.size, "a reasoning-gym task has no size of its own", "say how many problems to draw"
+        )
     for file in source.files:
         if not Path(file).is_file():
             refuse(f"{name}.files", file, "no such file", "correct the path")
@@ -179,9 +187,13 @@ def _check_algorithm(config: RunConfig) -> None:
     if buffer.penalty_factor < 0:
         refuse("reward.overlong_buffer.penalty_factor", buffer.penalty_factor, "would reward length", "use 0 or more")
     if config.algorithm.std_ddof not in (0, 1):
-        refuse("algorithm.std_ddof", config.algorithm.std_ddof, "degrees of freedom", "use 1 (unbiased) or 0 (population)")
+        refuse(
+            "algorithm.std_ddof", config.algorithm.std_ddof, "degrees of freedom", "use 1 (unbiased) or 0 (population)"
+        )
     if config.actor.clip_ratio_low >= 1:
-        refuse("actor.clip_ratio_low", config.actor.clip_ratio_low, "1 - clip_ratio_low must be positive", "use e.g. 0.2")
+        refuse(
+            "actor.clip_ratio_low", config.actor.clip_ratio_low, "1 - clip_ratio_low must be positive", "use e.g. 0.2"
+        )
     if config.actor.clip_ratio_c <= 1:
         refuse("actor.clip_ratio_c", config.actor.clip_ratio_c, "a dual clip bounds the ratio from above, beyond 1",
                "use e.g. 10.0, or a very large number to switch it off")  # fmt: skip
@@ -196,7 +208,12 @@ def _check_resume(config: RunConfig) -> None:
     if mode is ResumeMode.resume_path and not (path and Path(path).is_dir()):
         refuse("trainer.resume_from_path", path, "no such folder", "name a checkpoint folder, or use resume_mode=auto")
     if mode is not ResumeMode.resume_path and path:
-        refuse("trainer.resume_mode", mode.name, f"trainer.resume_from_path={path} would be ignored", "set resume_mode=resume_path")
+        refuse(
+            "trainer.resume_mode",
+            mode.name,
+            f"trainer.resume_from_path={path} would be ignored",
+            "set resume_mode=resume_path",
+        )
 
 
 def _check_world(megatron: MegatronConfig, rollout: RolloutConfig, world_size: int) -> None:

@@ -56,7 +56,9 @@ def load_config(overrides: Sequence[str]) -> RunConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ValueError(f"{missing[0]}: has no default and was not given; add {missing[0]}=VALUE, or an experiment=NAME")
+        raise ValueError(
+            f"{missing[0]}: has no default and was not given; add {missing[0]}=VALUE, or an experiment=NAME"
+        )
     return cast(RunConfig, OmegaConf.to_object(config))
 
 
@@ -103,7 +105,7 @@ def run(config: RunConfig, rank: int) -> int:
             end.end_of_run()
     except LeaderError:
         return FAILED  # rank 0 tells the cause
-    except Exception as error:  # the process ends here: tell the user in one line, keep the rest for a bug report
+    except Exception as error:  # noqa: BLE001 - the end of the process: told in one line, the rest in a file
         details = _write_traceback(config, rank)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)

@@ -26,20 +26,23 @@ def is_leader() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def lead(decide: Callable[[], Decision], engine: RolloutEngine | None = None) -> Decision:
+def lead(decide: Callable[[], Decision] | None, engine: RolloutEngine | None = None) -> Decision:
     """What `decide` returns on rank 0, on every rank; the other ranks serve `engine` meanwhile. Collective.
+
+    Only rank 0's `decide` is called; the other ranks may have none.
 
     Raises:
         StopRun: on every rank, when `decide` raised it.
         RolloutError: on every rank, when sampling failed on any.
         LeaderError: on the other ranks, when `decide` raised anything else on rank 0, where it goes on its way.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return decide()
     if not is_leader():
         if engine is not None:
             engine.follow()
         return _receive()
+    assert decide is not None
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return decide()
     try:
         decision = decide()
     except RolloutError:  # raised on every rank by the engine itself

@@ -1,0 +1,141 @@
+"""Builds the parts of a run from its options, what fails cheaply first, and wires them to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dapo_mcore.actor import parallel
+from dapo_mcore.actor.actor import Actor, build_actor
+from dapo_mcore.batch import make_batch, shuffle
+from dapo_mcore.checkpoint.store import CheckpointStore
+from dapo_mcore.config import ResumeMode, RunConfig
+from dapo_mcore.dapo import Run
+from dapo_mcore.desk import Desk, open_desk
+from dapo_mcore.end_of_step import EndOfStep
+from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
+from dapo_mcore.observe.stopwatch import Stopwatch
+from dapo_mcore.prompts import load_tokenizer
+from dapo_mcore.rollout.colocated import ColocatedEngine
+from dapo_mcore.rollout.leader import is_leader, lead
+from dapo_mcore.types import Group, TrainBatch
+from dapo_mcore.weights import hf_weights, save_hf
+
+PHASES = ("push", "rollout", "old_logprobs", "update", "validate", "save")
+
+
+@contextmanager
+def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
+    """The parts of a run, ready to train; closed again when the block ends. Collective."""
+    parallel.init_process_group()
+    tokenizer = load_tokenizer(config.model.path)
+    desk = _desk_of_leader(config, tokenizer)
+    try:
+        parallel.init_model_parallel(config.actor.megatron, config.trainer.seed)
+        policy = build_actor(
+            config.model, config.actor, config.rollout.temperature, config.trainer.total_training_steps
+        )
+        checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
+        _resume(config, checkpoints, policy, desk)
+        engine = ColocatedEngine(
+            config.model,
+            config.rollout,
+            tokenizer,
+            max_prompt_length=config.data.max_prompt_length,
+            max_response_length=config.data.max_response_length,
+        )
+        yield _connect(config, policy, engine, checkpoints, desk)
+    finally:
+        if desk is not None:
+            desk.grader.close()
+
+
+def _desk_of_leader(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk | None:
+    """Rank 0's desk, None elsewhere; what it refuses ends every rank. Collective."""
+    opened: list[Desk] = []
+    lead(lambda: opened.append(open_desk(config, tokenizer)))
+    return opened[0] if opened else None
+
+
+def _resume(config: RunConfig, checkpoints: CheckpointStore, policy: Actor, desk: Desk | None) -> None:
+    """Continue from a checkpoint if trainer.resume_mode says so and there is one. Collective."""
+    find: dict[ResumeMode, Callable[[], Path | None]] = {
+        ResumeMode.disable: lambda: None,
+        ResumeMode.resume_path: lambda: Path(config.trainer.resume_from_path),
+        ResumeMode.auto: lambda: checkpoints.newest(partial(print, flush=True)),
+    }
+    found = find[config.trainer.resume_mode]()
+    if found is None:
+        return
+    run_state = checkpoints.load(found, policy)
+    lead(desk and partial(desk.load_state, run_state))
+    if is_leader():
+        print(f"resumed from {found}: {policy.step} steps done", flush=True)
+
+
+def _connect(
+    config: RunConfig, policy: Actor, engine: ColocatedEngine, checkpoints: CheckpointStore, desk: Desk | None
+) -> tuple[Run, EndOfStep]:
+    """Each call of the loop is timed as a phase; what rank 0 decides is led."""
+    stopwatch = Stopwatch()
+    responses_per_update = config.actor.ppo_mini_batch_size * config.rollout.n
+
+    def push_weights() -> None:
+        if engine.version != policy.step:
+            engine.load(hf_weights(policy.chunks, policy.hf_config), policy.step)
+
+    def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
+        return shuffle(make_batch(groups, config.algorithm, config.reward, config.data), config.trainer.seed, step)
+
+    def export(folder: Path) -> None:
+        save_hf(hf_weights(policy.chunks, policy.hf_config), policy.hf_config, config.model.path, folder)
+
+    push = stopwatch.wrap("push", push_weights)
+    end = EndOfStep(
+        options=config.trainer,
+        policy=policy,
+        push_weights=push,
+        validate=stopwatch.wrap("validate", partial(lead, desk and desk.validator(engine).validate, engine)),
+        run_state=partial(lead, desk and desk.state),
+        checkpoints=checkpoints,
+        export=export,
+        log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,
+        stopwatch=stopwatch,
+        folder=Path(config.trainer.output_dir),
+    )
+    run = Run(
+        first_step=policy.step + 1,
+        last_step=config.trainer.total_training_steps,
+        responses_per_update=responses_per_update,
+        push_weights=push,
+        collect_groups=stopwatch.wrap("rollout", partial(lead, desk and desk.sampler(engine).collect, engine)),
+        make_batch=batch_of,
+        with_old_logprobs=stopwatch.wrap(
+            "old_logprobs", partial(policy.score, responses_per_update=responses_per_update)
+        ),
+        update=stopwatch.wrap("update", policy.update),
+        finish_step=end.finish,
+    )
+    return run, end
+
+
+def _build_log(config: RunConfig, first_step: int) -> Sink:
+    """The run's sinks on rank 0. A run that starts at its beginning also rewrites step 0."""
+    folder, first = Path(config.trainer.output_dir), first_step if first_step > 1 else 0
+    sinks = [
+        console_sink(config.trainer.total_training_steps, PHASES),
+        jsonl_sink(folder, first),
+        tensorboard_sink(folder, first),
+    ]
+    options: dict[str, Any] = asdict(config)
+    return fan_out(sinks + ([wandb_sink(config, options)] if config.trainer.wandb else []))
+
+
+def _keep_silent(step: int, row: object) -> None:
+    """The log of every rank but the first."""

@@ -1,0 +1,114 @@
+"""What only rank 0 has: the output folder, the prompts, the grader, and what decides with them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from dapo_mcore.algo.groups import passes_filter
+from dapo_mcore.config import RunConfig
+from dapo_mcore.prompts import PromptSet, PromptSource, build_prompts
+from dapo_mcore.reward import Grader
+from dapo_mcore.rollout.engine import RolloutEngine, Sampling
+from dapo_mcore.rollout.sampler import Sampler, every_group
+from dapo_mcore.rollout.validation import Validator
+
+# Bytes written per byte of bf16 weights: a checkpoint holds 2 + 4 + 4 + 4 per parameter, the HF export 2 more.
+DISK_PER_WEIGHT_BYTE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    config: RunConfig
+    source: PromptSource
+    validation: PromptSet
+    grader: Grader
+
+    def sampler(self, engine: RolloutEngine) -> Sampler:
+        data, rollout, group_filter = self.config.data, self.config.rollout, self.config.algorithm.filter_groups
+        return Sampler(
+            engine=engine,
+            prompts=self.source,
+            grader=self.grader,
+            sampling=Sampling(rollout.temperature, data.max_response_length, rollout.top_p, rollout.top_k),
+            group_size=rollout.n,
+            seed=self.config.trainer.seed,
+            wanted=data.train_batch_size,
+            per_round=data.gen_batch_size,
+            max_rounds=group_filter.max_num_gen_batches,
+            on_exhausted=group_filter.on_exhausted,
+            passes=passes_filter if group_filter.enable else every_group,
+        )
+
+    def validator(self, engine: RolloutEngine) -> Validator:
+        options = self.config.rollout.val
+        return Validator(
+            engine=engine,
+            prompts=self.validation.prompts,
+            grader=self.grader,
+            sampling=Sampling(options.temperature, self.config.data.max_response_length, options.top_p, options.top_k),
+            n=options.n,
+            greedy=options.greedy,
+            seed=self.config.trainer.seed,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"prompts": self.source.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.source.load_state(state["prompts"])
+
+
+def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
+    """Each part is refused with its reason before anything heavy is built.
+
+    Raises:
+        ValueError: the folder, the disk, the data or the verifier cannot be used.
+    """
+    prepare_folder(config)
+    data = config.data
+    validation = build_prompts(data.val, data, tokenizer, "data.val")
+    excluded = validation.questions if data.exclude_val_from_train else frozenset[str]()
+    training = build_prompts(data.train, data, tokenizer, "data.train", excluded)
+    print(f"data.train: {training.counts}\ndata.val: {validation.counts}", flush=True)
+    grader = Grader(config.reward)
+    try:
+        grader.self_test(training.prompts[:4])
+    except BaseException:
+        grader.close()
+        raise
+    return Desk(config, PromptSource(training.prompts, config.trainer.seed, data.shuffle), validation, grader)
+
+
+def prepare_folder(config: RunConfig) -> None:
+    """Create the output folder and write the options to it.
+
+    Raises:
+        ValueError: it cannot be written to, or the disk has no room for a checkpoint and the exported model.
+    """
+    folder = Path(config.trainer.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    except OSError as error:
+        raise ValueError(
+            f"trainer.output_dir={folder}: cannot be written to ({error.strerror}); name another"
+        ) from None
+    weights = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
+    require_space(folder, DISK_PER_WEIGHT_BYTE * weights)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises ValueError when the disk that holds `folder` has fewer than `needed` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"trainer.output_dir={folder}: a checkpoint and the exported model take about {needed / 1e9:.1f} GB, the disk "
+            f"has {free / 1e9:.1f} GB left; make room or name a folder on another disk"
+        )
