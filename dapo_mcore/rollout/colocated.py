@@ -65,7 +65,6 @@ class ColocatedEngine:
                 tokenizer,
                 max_prompt_length=max_prompt_length,
                 max_response_length=max_response_length,
-                launched=self._ranks.size > 1,
                 job=job,
             )
         )
@@ -78,7 +77,7 @@ class ColocatedEngine:
         """Responses in the order of `requests`. Leader only.
 
         Raises:
-            RolloutError: sampling failed on some rank; the followers raise the same.
+            RolloutError: sampling failed on some rank; the followers raise the same and serve no longer.
         """
         replicas = self._ranks.size // self._replica_size
         shares = [_Share(requests[replica::replicas], sampling) for replica in range(replicas)]
@@ -98,7 +97,7 @@ class ColocatedEngine:
             self._sample(share)
 
     def release(self) -> None:
-        """Let the followers go on. Leader only."""
+        """Let the followers go on. Leader only, and not after a failure."""
         self._ranks.scatter([None] * self._ranks.size)
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:

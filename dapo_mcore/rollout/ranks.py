@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -33,7 +33,8 @@ class Ranks:
         """All ranks of the torch.distributed world, over a group of their own. Collective."""
         if not dist.is_initialized():
             return cls(0, 1, None)
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+        return cls(dist.get_rank(), dist.get_world_size(), group)
 
     def scatter(self, items: Sequence[T] | None = None) -> T:
         """This rank's item of the leader's `items`, one per rank. The others pass nothing."""
@@ -42,7 +43,7 @@ class Ranks:
             return items[0]
         received: list[T | None] = [None]
         dist.scatter_object_list(received, list(items) if items is not None else None, src=0, group=self.group)
-        return received[0]  # type: ignore[return-value]
+        return cast(T, received[0])
 
     def gather(self, item: T) -> list[T]:
         """Every rank's item, by rank, on the leader; an empty list elsewhere."""
@@ -69,12 +70,12 @@ class Ranks:
         Raises:
             RolloutError: with the number of each rank that failed and its reason.
         """
-        failure = cause = result = None
+        result, failure, cause = None, "", None
         try:
             result = action()
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait and must hear of it
-            failure, cause = f"{type(error).__name__}: {error}", error
-        failures = [(rank, reason) for rank, reason in enumerate(self.all_gather(failure)) if reason]
+            failure, cause = f"rank {self.rank}: {type(error).__name__}: {error}", error
+        failures = list(filter(None, self.all_gather(failure)))
         if failures:
-            raise RolloutError("; ".join(f"rank {rank}: {reason}" for rank, reason in failures)) from cause
-        return result  # type: ignore[return-value]
+            raise RolloutError("; ".join(failures)) from cause
+        return cast(T, result)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch.distributed as dist
 
 from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
 from dapo_mcore.rollout import vllm_cpu
@@ -17,9 +20,9 @@ from dapo_mcore.types import FinishReason, Response
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from vllm import LLMEngine, RequestOutput, SamplingParams
+    from vllm import EngineArgs, LLMEngine, SamplingParams
 
-DTYPES = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
+DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
 WEIGHT_UPDATE = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
 
 
@@ -34,8 +37,8 @@ class Tokenizer(Protocol):
 class VllmEngine:
     """An in-process vLLM engine whose weights are replaced between generations.
 
-    With `rollout.tensor_model_parallel_size` above 1 this is one of so many consecutive ranks of a launcher's world
-    (RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); all of them make the same calls with the same arguments.
+    With `rollout.tensor_model_parallel_size` above 1 this is one of so many consecutive ranks of the torch.distributed
+    world; all of them make the same calls with the same arguments.
 
     Every request brings its own seed, so that its response does not depend on the other requests. The reported
     log-probabilities are those of the distribution that was sampled: after temperature, top-p and top-k; greedy
@@ -52,7 +55,6 @@ class VllmEngine:
         *,
         max_prompt_length: int,
         max_response_length: int,
-        launched: bool = False,
         job: str = "",
     ) -> None:
         """Load the model of `model.path`.
@@ -63,7 +65,6 @@ class VllmEngine:
             tokenizer: decodes responses; its end-of-sequence token ends them, beside the model's own.
             max_prompt_length: tokens; longer prompts are refused.
             max_response_length: tokens.
-            launched: this process is one rank of a torchrun-like world.
             job: names this run's shared memory; the same on all ranks, used by no other run on the host.
 
         Raises:
@@ -71,11 +72,11 @@ class VllmEngine:
         """
         prepare_environment()
         self._tokenizer = tokenizer
-        self._stop_token_ids = sorted(eos_token_ids(Path(model.path)) | ({tokenizer.eos_token_id} - {None}))
+        self._stop_token_ids = sorted(end_of_sequence(Path(model.path), tokenizer))
         self._max_prompt_length = max_prompt_length
         self._max_response_length = max_response_length
         with undisturbed_rng():
-            self._llm = _start(model, rollout, max_prompt_length + max_response_length, launched, job)
+            self._llm = _start(model, rollout, max_prompt_length + max_response_length, job)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Responses in the order of `requests`.
@@ -119,7 +120,6 @@ class VllmEngine:
 
         if not current_platform.is_cpu():
             self._llm.sleep(level=2)
-            gc.collect()
 
     def _refuse_overlong(self, requests: Sequence[Request], sampling: Sampling) -> None:
         if sampling.max_tokens > self._max_response_length:
@@ -151,7 +151,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _response(self, output: RequestOutput) -> Response:
+    def _response(self, output: Any) -> Response:
         (sample,) = output.outputs
         return Response(
             token_ids=tuple(sample.token_ids),
@@ -162,31 +162,34 @@ class VllmEngine:
         )
 
 
-def eos_token_ids(model: Path) -> set[int]:
-    """Tokens that end a response, by the model folder's config.json and generation_config.json."""
-    configs = [
-        json.loads(file.read_text())
-        for file in (model / "config.json", model / "generation_config.json")
-        if file.is_file()
-    ]
-    found = [config.get("eos_token_id") for config in configs]
-    return {token for entry in found if entry is not None for token in (entry if isinstance(entry, list) else [entry])}
+def end_of_sequence(model: Path, tokenizer: Tokenizer) -> set[int]:
+    """Tokens that end a response, by the tokenizer and by the model folder's config.json and generation_config.json."""
+    files = [file for name in ("config.json", "generation_config.json") if (file := model / name).is_file()]
+    found = [tokenizer.eos_token_id, *(json.loads(file.read_text()).get("eos_token_id") for file in files)]
+    lists = [entry if isinstance(entry, list) else [entry] for entry in found if entry is not None]
+    return {token for entries in lists for token in entries}
 
 
-def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, launched: bool, job: str) -> LLMEngine:
-    from vllm import EngineArgs, LLMEngine
+def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str) -> LLMEngine:
+    """An engine in the torch.distributed world, if there is one, or in a world of its own."""
+    from vllm import EngineArgs
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         vllm_cpu.mend(job)
+    is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
+    if is_one_of_many:  # vLLM reads its place there; a launcher has set it
+        os.environ.setdefault("RANK", str(dist.get_rank()))
+        os.environ.setdefault("LOCAL_RANK", str(dist.get_rank()))
     args = EngineArgs(
         model=model.path,
         skip_tokenizer_init=True,
         dtype=DTYPES[model.dtype],
         max_model_len=max_model_len,
         tensor_parallel_size=rollout.tensor_model_parallel_size,
-        distributed_executor_backend="external_launcher" if launched else "uni",
+        enable_expert_parallel=rollout.enable_expert_parallel,
+        distributed_executor_backend="external_launcher" if is_one_of_many else "uni",
         kv_cache_memory_bytes=rollout.kv_cache_mb << 20,
         gpu_memory_utilization=0.01,  # a start-up check of free memory and nothing else, the KV cache being given
         enable_prefix_caching=True,
@@ -202,4 +205,22 @@ def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, launc
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
-    return LLMEngine.from_engine_args(args)
+    return _launch(args, rollout.kv_cache_mb)
+
+
+def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:
+    from vllm import LLMEngine
+
+    is_guest = dist.is_initialized()
+    try:
+        engine = LLMEngine.from_engine_args(args)
+    except ValueError as error:
+        if "kv cache" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"rollout.kv_cache_mb={kv_cache_mb}: no KV cache for sequences of {args.max_model_len} tokens "
+            f"(data.max_prompt_length + data.max_response_length); set it to what fits. vLLM says: {error}"
+        ) from error
+    if is_guest:  # a discarded engine tears the torch.distributed world down: keep it until the process ends
+        atexit.register(engine.engine_core.shutdown)
+    return engine
