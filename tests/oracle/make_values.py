@@ -1,6 +1,6 @@
 """Ask other projects what they compute on random inputs, and store inputs and answers for the unit tests.
 
-Runs where verl, trl and liger-kernel are installed, in an environment apart from the product's:
+Runs where verl, trl and liger-kernel are installed (requirements.txt), in an environment apart from the product's:
 
     python tests/oracle/make_values.py [folder]
 
