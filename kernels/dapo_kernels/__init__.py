@@ -1,12 +1,12 @@
 """Policy loss of large vocabularies: fused with the output layer, chunked over tokens, split over ranks."""
 
 from dapo_kernels.api import (
-    PolicyLoss,
     TokenLogprobs,
     fused_linear_policy_loss,
     fused_policy_loss_from_logits,
     linear_logprobs,
 )
+from dapo_kernels.call import PolicyLoss
 from dapo_kernels.spec import KLEstimator, PolicyLossSpec, RatioMode
 
 __all__ = [

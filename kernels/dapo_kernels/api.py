@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,23 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dapo_kernels import checks, reference, registry
-from dapo_kernels.attach import PrecomputedGradients
-from dapo_kernels.chunks import Head, Walk, refuse_missing_targets, rows_per_chunk
+from dapo_kernels.attach import Precomputed
+from dapo_kernels.call import Call, PolicyLoss, as_scalar, count_missing, spread, unmasked_rows, walk_chunks
+from dapo_kernels.chunks import refuse_missing_targets
 from dapo_kernels.gemm import select_gemm
-from dapo_kernels.heads import LinearHead, LogitsHead
-from dapo_kernels.policy import TokenInputs, policy_statistics
+from dapo_kernels.heads import LinearHead
+from dapo_kernels.policy import TokenInputs
 from dapo_kernels.shard import VocabShard
 from dapo_kernels.spec import PolicyLossSpec
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyLoss:
-    """T tokens; everything but `loss` is detached. Float32, or float64 for float64 inputs. Equal on all TP ranks."""
-
-    loss: Tensor  # 0-d: scale times the sum over the loss mask; differentiable
-    logprobs: Tensor  # [T] of the targets under softmax(logits / temperature); 0 outside the loss mask
-    entropy: Tensor  # [T] of that distribution, nats; 0 outside the loss mask
-    stats: dict[str, Tensor]  # 0-d sums over the loss mask, see policy.policy_statistics; nobody has divided them
 
 
 class TokenLogprobs(NamedTuple):
@@ -67,33 +58,27 @@ def fused_linear_policy_loss(
     adds the weight's gradient to `weight.main_grad` in float32 and sets `weight.grad_added_to_main_grad`.
     """
     checks.check_linear(hidden, weight)
-    optional = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "token_weights": token_weights}
-    checks.check_tokens(hidden, targets, advantages, loss_mask, optional, spec)
-    checks.check_shard(vocab_start, vocab_size, spec.temperature)
-    checks.check_scale(scale)
     if accumulate_into_main_grad and not hasattr(weight, "main_grad"):
         raise ValueError(f"weight: shape {list(weight.shape)} without main_grad, which accumulate_into_main_grad needs")
-    shard = VocabShard(vocab_start, _real_columns(weight.shape[0], vocab_start, vocab_size), tp_group)
     tokens = TokenInputs(advantages, old_logprobs, ref_logprobs, token_weights)
-    name = registry.resolve(backend, hidden.device)
-    rows = _unmasked_rows(loss_mask, scale)
-    factor = _as_tensor(scale, hidden)
-    if name == registry.REFERENCE:
-        logits = reference.linear_logits(hidden[rows], weight[: shard.columns])
-        return _reference_loss(logits, targets, tokens, rows, spec, factor, shard)
+    shard = _shard(weight.shape[0], tp_group, vocab_start, vocab_size)
+    call = _call(hidden, targets, loss_mask, tokens, spec, scale, shard, backend, chunk_rows)
+    real_weight = weight[: shard.columns]
+    if call.backend == registry.REFERENCE:
+        return call.by_reference(reference.linear_logits(hidden[call.rows], real_weight))
     wants_hidden, wants_weight = _wants_gradient(hidden), _wants_gradient(weight)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=factor.dtype) if wants_weight else None
-        added = None if grad_weight is None else grad_weight[: shard.columns]
+        grad_weight = torch.zeros_like(weight, dtype=call.scale.dtype) if wants_weight else None
+        real_grad_weight = None if grad_weight is None else grad_weight[: shard.columns]
         gemm = select_gemm(hidden.device, hidden.dtype)
-        head = LinearHead(hidden, weight[: shard.columns], rows, gemm, grad_hidden, added)
-        result = _walk(head, targets, tokens, rows, spec, factor, shard, name, chunk_rows)
+        result = call.by_chunks(LinearHead(hidden, real_weight, call.rows, gemm, grad_hidden, real_grad_weight))
     if not (wants_hidden or wants_weight):
         return result
-    gradients, into_main_grad = (grad_hidden, grad_weight), accumulate_into_main_grad and wants_weight
-    loss = PrecomputedGradients.apply(result.loss, factor, into_main_grad, gradients, hidden, weight)
-    return PolicyLoss(loss, result.logprobs, result.entropy, result.stats)
+    scale_in_place = registry.row_kernels(call.backend).scale_in_place
+    into_main_grad = accumulate_into_main_grad and wants_weight
+    precomputed = Precomputed(call.scale, (grad_hidden, grad_weight), into_main_grad, scale_in_place)
+    return replace(result, loss=precomputed.attach(result.loss, hidden, weight))
 
 
 def fused_policy_loss_from_logits(
@@ -120,31 +105,22 @@ def fused_policy_loss_from_logits(
     them for its backward.
     """
     checks.check_matrix("logits", logits, "[T, V/tp]")
-    optional = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "token_weights": token_weights}
-    checks.check_tokens(logits, targets, advantages, loss_mask, optional, spec)
-    checks.check_shard(vocab_start, vocab_size, spec.temperature)
-    checks.check_scale(scale)
-    shard = VocabShard(vocab_start, _real_columns(logits.shape[1], vocab_start, vocab_size), tp_group)
     tokens = TokenInputs(advantages, old_logprobs, ref_logprobs, token_weights)
-    name = registry.resolve(backend, logits.device)
-    rows = _unmasked_rows(loss_mask, scale)
-    factor = _as_tensor(scale, logits)
-    if name == registry.REFERENCE:
-        return _reference_loss(logits[rows, : shard.columns], targets, tokens, rows, spec, factor, shard)
+    shard = _shard(logits.shape[1], tp_group, vocab_start, vocab_size)
+    call = _call(logits, targets, loss_mask, tokens, spec, scale, shard, backend, chunk_rows)
+    if call.backend == registry.REFERENCE:
+        return call.by_reference(logits[call.rows, : shard.columns])
     wants_gradient = _wants_gradient(logits)
     with torch.no_grad():
         gradient = None
         if wants_gradient:
-            gradient = logits.detach() if inplace else torch.zeros_like(logits)
-        if wants_gradient and inplace:
-            gradient[~loss_mask] = 0
-            gradient[:, shard.columns :] = 0
-        head = LogitsHead(logits.detach(), shard.columns, rows, gradient)
-        result = _walk(head, targets, tokens, rows, spec, factor, shard, name, chunk_rows)
+            gradient = logits.detach() if inplace else torch.empty_like(logits)
+        result, pending_scale = call.by_logits(logits.detach(), loss_mask, gradient)
     if gradient is None:
         return result
-    loss = PrecomputedGradients.apply(result.loss, factor, False, (gradient,), logits)
-    return PolicyLoss(loss, result.logprobs, result.entropy, result.stats)
+    scale_in_place = registry.row_kernels(call.backend).scale_in_place
+    precomputed = Precomputed(pending_scale, (gradient,), False, scale_in_place)
+    return replace(result, loss=precomputed.attach(result.loss, logits))
 
 
 @torch.no_grad()
@@ -168,116 +144,50 @@ def linear_logprobs(
     """
     checks.check_linear(hidden, weight)
     checks.check_row("targets", targets, hidden, (torch.int64,))
-    checks.check_shard(vocab_start, vocab_size, temperature)
-    if loss_mask is not None:
-        checks.check_row("loss_mask", loss_mask, hidden, (torch.bool,))
-    shard = VocabShard(vocab_start, _real_columns(weight.shape[0], vocab_start, vocab_size), tp_group)
-    rows = torch.arange(len(targets), device=targets.device) if loss_mask is None else _unmasked_rows(loss_mask, 1.0)
     spec = PolicyLossSpec(temperature=temperature)
-    weight = weight[: shard.columns]
-    name = registry.resolve(backend, hidden.device)
+    shard = _shard(weight.shape[0], tp_group, vocab_start, vocab_size)
+    if loss_mask is None:
+        rows = torch.arange(len(targets), device=targets.device)
+    else:
+        checks.check_row("loss_mask", loss_mask, hidden, (torch.bool,))
+        rows = unmasked_rows(loss_mask, 1.0, targets, shard)
+    name = registry.select(backend, hidden.device, hidden.dtype)
+    real_weight, chosen = weight[: shard.columns], targets[rows]
     with torch.autocast(hidden.device.type, enabled=False):
         if name == registry.REFERENCE:
-            logits = reference.linear_logits(hidden[rows], weight)
-            logprobs, entropy = reference.logprobs_and_entropy(logits, targets[rows], temperature, shard)
+            logits = reference.linear_logits(hidden[rows], real_weight)
+            logprobs, entropy = reference.logprobs_and_entropy(logits, chosen, temperature, shard)
         else:
-            head = LinearHead(hidden, weight, rows, select_gemm(hidden.device, hidden.dtype), None, None)
-            logprobs, entropy = _log_probabilities(head, targets[rows], None, spec, shard, name, chunk_rows, hidden)
+            head = LinearHead(hidden, real_weight, rows, select_gemm(hidden.device, hidden.dtype), None, None)
+            logprobs, entropy = walk_chunks(head, chosen, None, spec, shard, name, chunk_rows, hidden)
     if hidden.device.type == "cpu":
-        refuse_missing_targets(int(_unknown(targets[rows], logprobs, shard)))
-    return TokenLogprobs(_scatter(logprobs, rows, len(targets)), _scatter(entropy, rows, len(targets)))
+        refuse_missing_targets(count_missing(chosen, logprobs, shard))
+    return TokenLogprobs(spread(logprobs, rows, len(targets)), spread(entropy, rows, len(targets)))
 
 
-def _walk(
-    head: Head,
-    targets: Tensor,
-    tokens: TokenInputs,
-    rows: Tensor,
-    spec: PolicyLossSpec,
-    factor: Tensor,
-    shard: VocabShard,
-    backend: str,
-    chunk_rows: int | None,
-) -> PolicyLoss:
-    tokens = tokens.select(rows).to(factor.dtype)
-    logprobs, entropy = _log_probabilities(head, targets[rows], tokens, spec, shard, backend, chunk_rows, factor)
-    loss = reference.total_loss(logprobs, entropy, tokens, spec) * factor
-    return _result(loss, logprobs, entropy, tokens, rows, len(targets), spec)
-
-
-def _log_probabilities(
-    head: Head,
-    targets: Tensor,
-    tokens: TokenInputs | None,
-    spec: PolicyLossSpec,
-    shard: VocabShard,
-    backend: str,
-    chunk_rows: int | None,
+def _call(
     like: Tensor,
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    logprobs = torch.empty(len(targets), dtype=dtype, device=like.device)
-    entropy = torch.empty_like(logprobs)
-    if chunk_rows is None:
-        chunk_rows = rows_per_chunk(shard.columns, dtype.itemsize, like.device, 2 if shard.is_split else 1)
-    walk = Walk(head, registry.row_kernels(backend), targets, tokens, spec, shard, logprobs, entropy)
-    walk.run(chunk_rows)
-    return logprobs, entropy
-
-
-def _reference_loss(
-    logits: Tensor,
     targets: Tensor,
+    loss_mask: Tensor,
     tokens: TokenInputs,
-    rows: Tensor,
     spec: PolicyLossSpec,
-    factor: Tensor,
+    scale: float | Tensor,
     shard: VocabShard,
-) -> PolicyLoss:
-    tokens = tokens.select(rows).to(factor.dtype)
-    logprobs, entropy = reference.logprobs_and_entropy(logits, targets[rows], spec.temperature, shard)
-    refuse_missing_targets(int(_unknown(targets[rows], logprobs, shard)))
-    loss = reference.total_loss(logprobs, entropy, tokens, spec) * factor
-    return _result(loss, logprobs.detach(), entropy.detach(), tokens, rows, len(targets), spec)
+    backend: str,
+    chunk_rows: int | None,
+) -> Call:
+    checks.check_tokens(like, targets, loss_mask, tokens, spec)
+    checks.check_scale(scale)
+    name = registry.select(backend, like.device, like.dtype)
+    rows = unmasked_rows(loss_mask, scale, targets, shard)
+    return Call(rows, targets, tokens, spec, as_scalar(scale, like), shard, name, chunk_rows)
 
 
-def _result(
-    loss: Tensor, logprobs: Tensor, entropy: Tensor, tokens: TokenInputs, rows: Tensor, total: int, spec: PolicyLossSpec
-) -> PolicyLoss:
-    stats = policy_statistics(logprobs, entropy, tokens, spec)
-    return PolicyLoss(loss, _scatter(logprobs, rows, total), _scatter(entropy, rows, total), stats)
-
-
-def _unknown(targets: Tensor, logprobs: Tensor, shard: VocabShard) -> Tensor:
-    """How many targets no shard holds (0-d)."""
-    if shard.is_split:
-        return logprobs.isnan().sum()
-    return (shard.local(targets) < 0).sum()
-
-
-def _unmasked_rows(loss_mask: Tensor, scale: float | Tensor) -> Tensor:
-    """Indices [n] of the tokens in the loss, ascending. Waits for the device, once."""
-    finite = scale.isfinite().to(loss_mask.device) if isinstance(scale, Tensor) else loss_mask.new_ones(())
-    count, is_finite = torch.stack([loss_mask.sum(), finite.long()]).tolist()
-    if not is_finite:
-        raise ValueError("scale: a 0-d tensor that is not finite, expected 1 / (number of tokens of the batch)")
-    return torch.argsort((~loss_mask).to(torch.uint8), stable=True)[:count]
-
-
-def _as_tensor(scale: float | Tensor, like: Tensor) -> Tensor:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    if isinstance(scale, Tensor):
-        return scale.detach().to(like.device, dtype, non_blocking=True)
-    return torch.full((), scale, dtype=dtype, device=like.device)
+def _shard(held: int, tp_group: dist.ProcessGroup | None, vocab_start: int, vocab_size: int | None) -> VocabShard:
+    checks.check_shard(vocab_start, vocab_size)
+    real = held if vocab_size is None else max(0, min(held, vocab_size - vocab_start))
+    return VocabShard(vocab_start, real, tp_group)
 
 
 def _wants_gradient(tensor: Tensor) -> bool:
     return torch.is_grad_enabled() and tensor.requires_grad
-
-
-def _real_columns(held: int, vocab_start: int, vocab_size: int | None) -> int:
-    return held if vocab_size is None else max(0, min(held, vocab_size - vocab_start))
-
-
-def _scatter(values: Tensor, rows: Tensor, total: int) -> Tensor:
-    return values.new_zeros(total).index_copy_(0, rows, values)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from dapo_kernels.policy import TokenInputs
 from dapo_kernels.spec import PolicyLossSpec
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -41,32 +42,23 @@ def check_row(name: str, tensor: Tensor, like: Tensor, dtypes: tuple[torch.dtype
     _check_device(name, tensor, like)
 
 
-def check_tokens(
-    like: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    loss_mask: Tensor,
-    optional: dict[str, Tensor | None],
-    spec: PolicyLossSpec,
-) -> None:
+def check_tokens(like: Tensor, targets: Tensor, loss_mask: Tensor, tokens: TokenInputs, spec: PolicyLossSpec) -> None:
     check_row("targets", targets, like, (torch.int64,))
     check_row("loss_mask", loss_mask, like, (torch.bool,))
     floats = (torch.float32,) if like.dtype != torch.float64 else (torch.float32, torch.float64)
-    check_row("advantages", advantages, like, floats)
-    for name, tensor in optional.items():
+    for name in ("advantages", "old_logprobs", "ref_logprobs", "token_weights"):
+        tensor = getattr(tokens, name)
         if tensor is not None:
             check_row(name, tensor, like, floats)
-    if spec.kl_coeff != 0 and optional["ref_logprobs"] is None:
+    if spec.kl_coeff != 0 and tokens.ref_logprobs is None:
         raise ValueError(f"ref_logprobs: None, expected [{like.shape[0]}] float32 because kl_coeff={spec.kl_coeff}")
 
 
-def check_shard(vocab_start: int, vocab_size: int | None, temperature: float) -> None:
+def check_shard(vocab_start: int, vocab_size: int | None) -> None:
     if vocab_start < 0:
         raise ValueError(f"vocab_start: {vocab_start}, expected the first global id of this rank's shard, 0 or above")
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(f"vocab_size: {vocab_size}, expected the number of real vocabulary entries, 1 or above")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: {temperature}, expected a finite number above 0")
 
 
 def check_scale(scale: float | Tensor) -> None:

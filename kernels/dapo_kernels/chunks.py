@@ -9,33 +9,44 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dapo_kernels.policy import TokenInputs, token_loss_derivative
+from dapo_kernels.policy import TokenInputs
 from dapo_kernels.shard import Merge, RowStatistics, VocabShard
 from dapo_kernels.spec import PolicyLossSpec
 
-CHUNK_BYTES = {"cpu": 16 << 20}  # of logits alive at once
+CHUNK_BYTES = {"cpu": 32 << 20}  # of logits alive at once
 ACCELERATOR_CHUNK_BYTES = 1200 << 20
+ALIGNED_COLUMNS = 64
 ROW_MULTIPLE = 128  # rows per chunk are a multiple of it where they can be: whole tiles of the matrix units
 
 
 @dataclass(frozen=True, slots=True)
 class RowKernels:
-    """What a backend computes on a chunk of logits [n, V].
+    """What a backend computes on the rows of a chunk of logits [n, V].
 
     statistics(logits, columns, inverse_temperature) -> RowStatistics of these columns. May overwrite the logits.
-    gradient(logits, columns, local, merged, derivative, entropy_coeff, inverse_temperature, sources) -> [k, V]: row i
-        is derivative (onehot - p) + entropy_coeff p (log p + H), times inverse_temperature, of row sources[i]. It may
-        lie in the memory of the first k rows: sources[i] is i, or a row behind k while row i is not wanted.
+    token_terms(merged statistics, tokens, spec) -> logprobs, entropy, d loss / d logprobs, [n] each.
+    gradient(logits, columns, local, merged, derivative, entropy_coeff, inverse_temperature, sources, dtype) -> [k, V]:
+        row i is derivative (onehot - p) + entropy_coeff p (log p + H), times inverse_temperature, of row sources[i]. It
+        may lie in the logits' memory: sources[i] is i, or a row from behind k while row i itself is not wanted.
+    scale_in_place(values, factor): values *= factor, 0-d.
+    loss_from_logits: the whole loss without chunks, where the backend has it (see triton_rows).
     """
 
     statistics: Callable[[Tensor, Tensor, float], RowStatistics]
+    token_terms: Callable[[RowStatistics, TokenInputs, PolicyLossSpec], tuple[Tensor, Tensor, Tensor]]
     gradient: Callable[..., Tensor]
+    scale_in_place: Callable[[Tensor, Tensor], None]
+    loss_from_logits: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 class Head(Protocol):
     """Where logits come from and where their gradient goes. Rows are counted among the unmasked tokens."""
 
-    wants_gradient: bool
+    @property
+    def wants_gradient(self) -> bool: ...
+
+    @property
+    def gradient_dtype(self) -> torch.dtype: ...
 
     def buffer(self, rows: int) -> Tensor:
         """Memory for the logits of one chunk."""
@@ -95,12 +106,12 @@ class _Chunk:
         self.merge = Merge(self.local, walk.shard)
 
     def finish(self) -> None:
-        walk, merged = self.walk, self.merge.finish()
-        logprobs = walk.logprobs[self.span] = merged.logprobs
-        walk.entropy[self.span] = merged.entropy
+        walk, merged, span = self.walk, self.merge.finish(), self.span
         if walk.tokens is None:
+            walk.logprobs[span], walk.entropy[span] = merged.logprobs, merged.entropy
             return
-        derivative = token_loss_derivative(logprobs, walk.tokens.select(self.span), walk.spec)
+        terms = walk.kernels.token_terms(merged, walk.tokens.select(span), walk.spec)
+        walk.logprobs[span], walk.entropy[span], derivative = terms
         active = torch.ones_like(derivative, dtype=torch.bool) if walk.spec.entropy_coeff else derivative != 0
         count, missing = torch.stack([active.sum(), (merged.held == 0).sum()]).tolist()
         refuse_missing_targets(missing)
@@ -108,12 +119,12 @@ class _Chunk:
             return
         sources = fill_holes(active, count)
         if self.logits.shape[1] == 0:
-            dlogits = self.logits[:count]
+            dlogits = self.logits[:count].to(walk.head.gradient_dtype)
         else:
             dlogits = walk.kernels.gradient(
                 self.logits, self.columns, self.local, merged, derivative,
-                walk.spec.entropy_coeff, 1 / walk.spec.temperature, sources)  # fmt: skip
-        walk.head.accept(sources + self.span.start, dlogits)
+                walk.spec.entropy_coeff, 1 / walk.spec.temperature, sources, walk.head.gradient_dtype)  # fmt: skip
+        walk.head.accept(sources + span.start, dlogits)
 
 
 def fill_holes(active: Tensor, count: int) -> Tensor:
@@ -137,6 +148,12 @@ def refuse_missing_targets(missing: int) -> None:
             f"targets: {missing} unmasked ids of [T] lie in no shard of the vocabulary; expected global ids below "
             "the vocabulary's size, and vocab_start the first id of this rank's shard"
         )
+
+
+def chunk_buffer(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Uninitialised [rows, columns] in the accumulator's type; rows begin at aligned addresses, as fast GEMMs want."""
+    padded = -(-columns // ALIGNED_COLUMNS) * ALIGNED_COLUMNS
+    return like.new_empty(rows, padded, dtype=torch.promote_types(like.dtype, torch.float32))[:, :columns]
 
 
 def rows_per_chunk(columns: int, element_bytes: int, device: torch.device, buffers: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dapo_kernels.chunks import chunk_buffer
 from dapo_kernels.gemm import Gemm
 
 
@@ -23,9 +24,12 @@ class LinearHead:
     def wants_gradient(self) -> bool:
         return self.hidden_gradient is not None or self.weight_gradient is not None
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        return self.gemm.gradient_dtype(self.hidden.dtype)
+
     def buffer(self, rows: int) -> Tensor:
-        dtype = torch.promote_types(self.hidden.dtype, torch.float32)
-        return self.hidden.new_empty(min(rows, len(self.rows)), self.weight.shape[0], dtype=dtype)
+        return chunk_buffer(self.hidden, min(rows, len(self.rows)), self.weight.shape[0])
 
     def logits(self, span: slice, buffer: Tensor) -> Tensor:
         logits = buffer[: span.stop - span.start]
@@ -34,7 +38,6 @@ class LinearHead:
 
     def accept(self, rows: Tensor, dlogits: Tensor) -> None:
         rows = self.rows[rows]
-        dlogits = dlogits.to(self.gemm.gradient_dtype(self.hidden.dtype))
         if self.hidden_gradient is not None:
             gradient = self.gemm.hidden_gradient(dlogits, self.weight)
             self.hidden_gradient[rows] = gradient.to(self.hidden_gradient.dtype)
@@ -47,23 +50,26 @@ class LogitsHead:
     source: Tensor  # [T, V]
     columns: int  # without the padding
     rows: Tensor  # [n]: the unmasked rows of source
-    gradient: Tensor | None  # [T, V], zero except where the source itself lies in the same memory
+    gradient: Tensor | None  # [T, V], written in these rows; may be the source
 
     @property
     def wants_gradient(self) -> bool:
         return self.gradient is not None
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        return self.source.dtype
+
     def buffer(self, rows: int) -> Tensor:
-        dtype = torch.promote_types(self.source.dtype, torch.float32)
-        return self.source.new_empty(min(rows, len(self.rows)), self.columns, dtype=dtype)
+        return chunk_buffer(self.source, min(rows, len(self.rows)), self.columns)
 
     def logits(self, span: slice, buffer: Tensor) -> Tensor:
         rows = self.rows[span]
         logits = buffer[: len(rows)].copy_(self.source[rows, : self.columns])
-        if self.gradient is not None and self.gradient.data_ptr() == self.source.data_ptr():
-            self.gradient[rows] = 0
+        if self.gradient is not None:
+            self.gradient[rows] = 0  # once read, as both may be one
         return logits
 
     def accept(self, rows: Tensor, dlogits: Tensor) -> None:
         assert self.gradient is not None
-        self.gradient[self.rows[rows], : self.columns] = dlogits.to(self.gradient.dtype)
+        self.gradient[self.rows[rows], : self.columns] = dlogits

@@ -63,12 +63,11 @@ class Merge:
     def __init__(self, local: RowStatistics, shard: VocabShard) -> None:
         self.local = local
         self.group = shard.group if shard.is_split else None
-        if self.group is not None:
-            self._peak = local.peak.clone()
-            self._pending = dist.all_reduce(self._peak, dist.ReduceOp.MAX, self.group, async_op=True)
+        self._peak = local.peak.clone() if self.group else local.peak
+        self._pending = self._all_reduce(self._peak, dist.ReduceOp.MAX)
 
     def start_sums(self) -> None:
-        if self.group is None:
+        if self._pending is None:
             return
         self._pending.wait()
         shift = self.local.peak - self._peak
@@ -76,10 +75,15 @@ class Merge:
         weighted = factor * (local.weighted + shift * local.sum_exp)
         target = torch.where(local.held > 0, local.target + shift, 0.0)
         self._sums = torch.stack([factor * local.sum_exp, weighted, target, local.held])
-        self._pending = dist.all_reduce(self._sums, dist.ReduceOp.SUM, self.group, async_op=True)
+        self._pending = self._all_reduce(self._sums, dist.ReduceOp.SUM)
 
     def finish(self) -> RowStatistics:
-        if self.group is None:
+        if self._pending is None:
             return self.local
         self._pending.wait()
         return RowStatistics(self._peak, *self._sums.unbind())
+
+    def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> dist.Work | None:
+        if self.group is None:
+            return None
+        return dist.all_reduce(values, operation, self.group, async_op=True)

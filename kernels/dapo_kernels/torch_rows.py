@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dapo_kernels.policy import TokenInputs, token_loss_derivative
 from dapo_kernels.shard import LOWEST, RowStatistics
+from dapo_kernels.spec import PolicyLossSpec
 
 BLOCKS = 8  # a chunk is exponentiated in so many steps, so that the temporary is a fraction of it
 
@@ -27,6 +29,12 @@ def statistics(logits: Tensor, columns: Tensor, inverse_temperature: float) -> R
     return RowStatistics(peak, logits.sum(dim=-1), weighted, torch.where(held, target, 0.0), held.to(peak))
 
 
+def token_terms(merged: RowStatistics, tokens: TokenInputs, spec: PolicyLossSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """logprobs, entropy and d loss / d logprobs, [n] each, from statistics over the whole vocabulary."""
+    logprobs = merged.logprobs
+    return logprobs, merged.entropy, token_loss_derivative(logprobs, tokens, spec)
+
+
 def gradient(
     logits: Tensor,
     columns: Tensor,
@@ -36,8 +44,9 @@ def gradient(
     entropy_coeff: float,
     inverse_temperature: float,
     sources: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """d loss / d logits [k, V] of the rows `sources` [k], in the memory of the first k rows; see `RowKernels`."""
+    """d loss / d logits [k, V] of the rows `sources` [k], made in the memory of the first k rows; see `RowKernels`."""
     count = len(sources)
     moved = (sources != torch.arange(count, device=sources.device)).nonzero()[:, 0]
     logits[moved] = logits[sources[moved]]
@@ -53,4 +62,8 @@ def gradient(
         output.mul_((bonus * merged.entropy[sources] - derivative)[:, None]).add_(p_log_p, alpha=bonus)
     columns = columns[sources]
     output.scatter_add_(1, columns.clamp(min=0)[:, None], torch.where(columns >= 0, derivative, 0.0)[:, None])
-    return output
+    return output.to(dtype)
+
+
+def scale_in_place(values: Tensor, factor: Tensor) -> None:
+    values.mul_(factor)
