@@ -65,7 +65,7 @@ def _gather(home: Home, groups: Groups) -> Tensor:
     if groups.expert.size() == 1:
         return local
     whole = local.new_empty(home.parameter.experts, *local.shape[1:])
-    dist.all_gather_into_tensor(whole, local, group=groups.expert)
+    dist.all_gather(list(whole.chunk(groups.expert.size())), local, group=groups.expert)
     return whole
 
 

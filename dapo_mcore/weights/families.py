@@ -99,7 +99,7 @@ def text_dims(config: Any, padded_vocab: int | None) -> TextDims:
 
 
 def moe_dims(config: Any, padded_vocab: int | None) -> TextDims:
-    step, dense = config.decoder_sparse_step, config.mlp_only_layers
+    step, dense = config.decoder_sparse_step, config.mlp_only_layers or ()
     return replace(
         text_dims(config, padded_vocab),
         experts=config.num_experts,

@@ -7,7 +7,6 @@ import pytest
 from dapo_mcore.weights.families import FAMILIES, family_of
 from dapo_mcore.weights.names import expert_names, hf_shapes, parameters
 
-
 SIZES = SimpleNamespace(
     num_hidden_layers=2, hidden_size=8, intermediate_size=12, num_attention_heads=4, head_dim=4,
     num_key_value_heads=2, vocab_size=11, tie_word_embeddings=False,
