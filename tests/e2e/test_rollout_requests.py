@@ -1,0 +1,114 @@
+"""What a request gets from the in-process vLLM engine: its own random stream, exact log-probabilities, a clean end."""
+
+from __future__ import annotations
+
+import gc
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.vllm_engine import VllmEngine
+from dapo_mcore.types import FinishReason
+from tests.e2e.tiny_policies import (
+    EOS,
+    LENGTHS,
+    PROMPT_LENGTH,
+    RESPONSE_LENGTH,
+    Letters,
+    logprob_error,
+    model_config,
+    prompts,
+    requests,
+    response_logits,
+    rollout_config,
+    sampled,
+    save_policy,
+)
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=RESPONSE_LENGTH)
+TOLERANCE = 2e-5  # nats, float32
+
+
+def start(folder: Path) -> VllmEngine:
+    gc.collect()  # vLLM tears its world down when a forgotten engine is collected
+    return VllmEngine(model_config(folder), rollout_config(), Letters(), **LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> tuple[VllmEngine, torch.nn.Module]:
+    folder = tmp_path_factory.mktemp("policy")
+    model = save_policy(folder, "qwen3_moe", 0)
+    return start(folder), model
+
+
+def test_responses_do_not_depend_on_order_nor_on_company(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, _ = policy
+    wanted = requests(4, 4, length=20)
+    together = engine.generate(wanted, SAMPLING)
+    order = list(range(len(wanted)))
+    random.Random(3).shuffle(order)
+    permuted = engine.generate([wanted[i] for i in order], SAMPLING)
+    assert permuted == [together[i] for i in order]
+    assert [engine.generate([request], SAMPLING)[0] for request in wanted] == together
+
+
+def test_samples_of_a_prompt_differ(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, _ = policy
+    assert len({r.token_ids for r in engine.generate(requests(1, 16), SAMPLING)}) == 16
+
+
+def test_logprobs_are_those_of_the_tempered_distribution(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, model = policy
+    wanted = requests(3, 2)
+    for request, response in zip(wanted, engine.generate(wanted, Sampling(0.7, RESPONSE_LENGTH)), strict=True):
+        expected = sampled((response_logits(model, request, response) / 0.7).log_softmax(-1), response)
+        torch.testing.assert_close(torch.tensor(response.logprobs).double(), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_logprobs_are_those_of_the_nucleus_when_top_p_cuts(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, model = policy
+    wanted = requests(3, 2)
+    for request, response in zip(
+        wanted, engine.generate(wanted, Sampling(1.0, RESPONSE_LENGTH, top_p=0.6)), strict=True
+    ):
+        probabilities, order = response_logits(model, request, response).softmax(-1).sort(-1, descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        kept = torch.where(before < 0.6, probabilities, 0.0)
+        nucleus = torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+        expected = sampled(nucleus.log(), response)
+        torch.testing.assert_close(torch.tensor(response.logprobs).double(), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_temperature_zero_takes_the_likeliest_token(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, model = policy
+    wanted = requests(2, 1)
+    responses = engine.generate(wanted, Sampling(0.0, RESPONSE_LENGTH))
+    for request, response in zip(wanted, responses, strict=True):
+        assert response_logits(model, request, response).argmax(-1).tolist() == list(response.token_ids)
+    assert logprob_error(model, wanted, responses) <= TOLERANCE
+
+
+def test_a_response_ends_with_the_end_token_or_at_its_length(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, _ = policy
+    responses = engine.generate(requests(16, 8, length=5), SAMPLING)
+    assert {r.finish_reason for r in responses} == set(FinishReason)
+    for response in responses:
+        ended = response.finish_reason is FinishReason.STOP
+        assert [token == EOS for token in response.token_ids] == [False] * (len(response.token_ids) - ended) + [
+            True
+        ] * ended
+        assert ended or len(response.token_ids) == RESPONSE_LENGTH
+        assert len(response.logprobs) == len(response.token_ids)
+        assert response.text == Letters().decode(response.token_ids, skip_special_tokens=True)
+
+
+def test_overlong_requests_are_refused_by_name(policy: tuple[VllmEngine, torch.nn.Module]) -> None:
+    engine, _ = policy
+    long = prompts(3, PROMPT_LENGTH + 1)[2]
+    with pytest.raises(ValueError, match=r"prompt 2 \(row 2\) has 151 tokens, above data\.max_prompt_length=150"):
+        engine.generate([Request(long, 0, 1)], SAMPLING)
+    with pytest.raises(ValueError, match=r"25 response tokens .* data\.max_response_length=24"):
+        engine.generate(requests(1, 1), Sampling(1.0, RESPONSE_LENGTH + 1))
