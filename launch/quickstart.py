@@ -141,9 +141,7 @@ def describe(rows: list[dict[str, Any]], total: int) -> str:
 def report(folders: Folders) -> None:
     measured = validations(list(read_metrics(folders.metrics)))
     if len(measured) < 2:
-        raise StageFailed(
-            f"{folders.metrics} holds {len(measured)} validations, two are needed; see {folders.log('train')}"
-        )
+        raise StageFailed(f"{folders.metrics}: too few validations to compare; see {folders.log('train')}")
     before, after = measured[0], measured[-1]
     where = folders.run.relative_to(ROOT)
     print("\nvalidation accuracy on problems neither warm start nor training saw")
@@ -173,10 +171,7 @@ def main() -> int:
         print("\nquickstart: interrupted; the same command continues", file=sys.stderr)
         return 130
     except (StageFailed, ValueError, OSError) as error:
-        print(
-            f"\nquickstart: {error}\nmend the cause and give the same command again: what is done is kept",
-            file=sys.stderr,
-        )
+        print(f"\nquickstart: {error}\nmend the cause and run it again: what is done is kept", file=sys.stderr)
         return 1
     return 0
 
