@@ -48,8 +48,9 @@ def ratio_bounds(advantages: Tensor, spec: PolicyLossSpec) -> tuple[Tensor, Tens
     with bounds that depend on the sign of A alone.
     """
     negative = advantages < 0
-    lower = torch.where(negative, 1.0 - spec.clip_low, 0.0).to(advantages)
-    upper = torch.where(negative, spec.clip_ratio_c, 1.0 + spec.clip_high).to(advantages)
+    zeros = torch.zeros_like(advantages)  # of their dtype, which `where` of two numbers would not have
+    lower = torch.where(negative, 1.0 - spec.clip_low, zeros)
+    upper = torch.where(negative, spec.clip_ratio_c, zeros + (1.0 + spec.clip_high))
     return lower, upper
 
 
