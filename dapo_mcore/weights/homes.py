@@ -104,7 +104,8 @@ class _LocalNames:
 
     def claim(self, parameter: Parameter, groups: Groups, defects: list[str]) -> tuple[Tensor, ...]:
         """The tensors of a parameter that this chunk holds; what is wrong with them is added to `defects`."""
-        forms = parameter.mcore_forms(self.layers.get(parameter.layer, parameter.layer))
+        is_layer = parameter.section.stage is Stage.LAYER
+        forms = parameter.mcore_forms(self.layers[parameter.layer] if is_layer else parameter.layer)
         present = [form for form in forms if expert_names(form, 0)[0] in self.tensors]
         if not present:
             if not parameter.row.twin:

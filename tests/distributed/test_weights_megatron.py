@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from dapo_mcore.weights.names import hf_shapes
 from tests.distributed.hf_reference import EXPERTS, SIZES, VOCAB, tiny_model
 from tests.distributed.launch import spawn
-from tests.distributed.weights_ranks import LENGTHS, converted_and_saved, refusals, round_trip, run_all
+from tests.distributed.weights_ranks import (
+    LENGTHS,
+    converted_and_saved,
+    refusals,
+    round_trip,
+    run_all,
+    transformer_engine_round_trip,
+)
 
 SINGLE, TP2, PP2, PP2_VPP2, EP2 = {}, {"tp": 2, "etp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}, {"ep": 2}
 TP2_EP2 = {"tp": 2, "ep": 2, "etp": 1}
@@ -123,6 +130,7 @@ def reports(truth, sequences, saved, tmp_path_factory):
     }  # fmt: skip
     tasks[1]["swapped"] = round_trip, (edited(moe, root / "swapped", swap_gate_and_up), moe, sequences, SINGLE)
     tasks[1]["refusals"] = refusals, (moe, edited(moe, root / "broken", drop_router))
+    tasks[1]["transformer_engine"] = transformer_engine_round_trip, (truth["qwen3_moe_mixed"][0],)
     tasks[2]["saved"] = converted_and_saved, (truth["qwen3_moe_mixed"][0], saved, TP2_EP2)
     out = {}
     for world, named in tasks.items():
@@ -153,6 +161,18 @@ def test_the_order_of_export_is_that_of_the_family_whatever_the_layout(reports, 
     model, _ = case.split("-")
     config = transformers.AutoConfig.from_pretrained(truth[model][0])
     assert [rank["order"] for rank in reports[case]] == [list(hf_shapes(config))] * len(reports[case])
+
+
+def test_parameters_are_found_under_the_names_of_transformer_engine(reports):
+    (report,) = reports["transformer_engine"]
+    assert report["differing"] == []
+    assert {
+        "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.0.mlp.linear_fc1.layer_norm_weight",
+        "decoder.layers.1.mlp.experts.linear_fc1.weight0",
+        "decoder.layers.1.mlp.experts.linear_fc2.weight7",
+    } <= set(report["names"])
+    assert not any("local_experts" in name for name in report["names"])
 
 
 def test_swapped_gate_and_up_show_in_the_logits_and_are_named_by_the_comparison(reports, truth):

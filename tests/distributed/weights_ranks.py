@@ -97,6 +97,32 @@ def round_trip(folder: Path, truth: Path, sequences: list[Tensor], layout: dict[
     return result
 
 
+def transformer_engine_round_trip(folder: Path) -> dict[str, Any]:
+    """As `round_trip`, with the parameters under the names they bear in Transformer Engine's layers."""
+    hf, chunks = build(folder, {})
+    for layer in chunks[0].decoder.layers:
+        move_parameter(layer.input_layernorm, "weight", layer.self_attention.linear_qkv, "layer_norm_weight")
+        if not hasattr(layer.mlp, "experts"):
+            move_parameter(layer.pre_mlp_layernorm, "weight", layer.mlp.linear_fc1, "layer_norm_weight")
+            continue
+        local = layer.mlp.experts.local_experts
+        for name in ("linear_fc1", "linear_fc2"):
+            grouped = torch.nn.Module()
+            for expert, mlp in enumerate(local):
+                move_parameter(getattr(mlp, name), "weight", grouped, f"weight{expert}")
+            setattr(layer.mlp.experts, name, grouped)
+    load_hf(chunks, folder, hf)
+    return {
+        "differing": differing(dict(hf_weights(chunks, hf)), folder),
+        "names": sorted(dict(chunks[0].named_parameters())),
+    }
+
+
+def move_parameter(source: torch.nn.Module, name: str, target: torch.nn.Module, new_name: str) -> None:
+    target.register_parameter(new_name, getattr(source, name))
+    delattr(source, name)
+
+
 def run_all(tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
     return [function(*arguments) for function, arguments in tasks]
 

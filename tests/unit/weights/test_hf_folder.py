@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from dapo_mcore.weights.families import Form
 from dapo_mcore.weights.hf_folder import HFFolder, check_folder
 from dapo_mcore.weights.names import hf_shapes, parameters
 
@@ -61,6 +63,16 @@ def test_gate_lies_above_up(tmp_path):
     gate, up = (tensors[f"{EXPERT}.1.{x}_proj.weight"] for x in ("gate", "up"))
     assert torch.equal(source.mcore_tensor(row, 1), torch.cat([gate, up]))
     assert not torch.equal(source.mcore_tensor(row, 1), torch.cat([up, gate]))
+
+
+def test_stacked_experts_may_lie_transposed_as_in_qwen3_vl(tmp_path):
+    row = next(p for p in parameters(MOE) if p.experts and len(p.hf_forms[0].names) == 2)
+    form = Form(("mlp.experts.gate_up_proj",), stacked=True, transposed=True)
+    transposed = replace(row, row=replace(row.row, hf=(form,)))
+    assert transposed.hf_shapes(transposed.hf_forms[0]) == {f"{EXPERT}.gate_up_proj": (2, 8, 12)}  # [E, H, 2I]
+    stacked = torch.randn(2, 8, 12)
+    source = folder(tmp_path, {f"{EXPERT}.gate_up_proj": stacked})
+    assert torch.equal(source.mcore_tensor(transposed, 1), stacked[1].t())
 
 
 def test_tensors_are_found_in_several_files(tmp_path):
