@@ -73,7 +73,8 @@ class PromptSource:
             if state[name] != self._identity[name]:
                 raise ValueError(
                     f"{option}: the checkpoint's prompt stream has {name}={state[name]}, this run has "
-                    f"{self._identity[name]}; resume with the data and options of the checkpoint, or start anew with trainer.resume_mode=disable"
+                    f"{self._identity[name]}; resume with the data and options of the checkpoint, or start anew with "
+                    "trainer.resume_mode=disable"
                 )
         self._position = state["position"]
 

@@ -39,7 +39,9 @@ def load_function(spec: str) -> Callable[[str, str, Mapping[str, Any]], Verdict]
     if function is None:
         raise VerifierError(f"reward.verifier={spec}: {module.__file__} has no {name!r}; correct the spelling")
     if not callable(function):
-        raise VerifierError(f"reward.verifier={spec}: a {type(function).__name__}, not a function; name a function")
+        raise VerifierError(
+            f"reward.verifier={spec}: not a function but of type {type(function).__name__}; name a function"
+        )
 
     def verify(response: str, answer: str, metadata: Mapping[str, Any]) -> Verdict:
         return as_verdict(function(response, answer, metadata), spec)

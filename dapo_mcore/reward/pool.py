@@ -10,14 +10,16 @@ import selectors
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dapo_mcore.config import RewardConfig
 from dapo_mcore.reward.errors import GradingError, VerifierError
 from dapo_mcore.reward.process import WorkerDied, WorkerProcess
 from dapo_mcore.reward.self_test import Probe, probes_for, refusal
 from dapo_mcore.reward.verdicts import failed
 from dapo_mcore.types import Outcome, Prompt, Response, Verdict
+
+if TYPE_CHECKING:  # workers import this package: they start faster without omegaconf
+    from dapo_mcore.config import RewardConfig
 
 WINDOW = 1_024  # responses over which the failure rate is taken; all of one call if these are more
 SMALLEST_SAMPLE = 20  # the rate is taken over at least so many responses, so that one hang among three is no verdict
@@ -61,6 +63,8 @@ class Grader:
         Raises:
             VerifierError: the verifier cannot be loaded, fails, or does not tell right from wrong.
         """
+        while not all(worker.is_ready for worker in self._workers):
+            self._attend({})
         probes = probes_for(self._options.verifier, prompts)
         if reason := refusal(probes, self._run(probes)):
             raise VerifierError(f"reward.verifier={self._options.verifier}: {reason}")
@@ -75,10 +79,8 @@ class Grader:
         waiting = deque(enumerate(probes))
         try:
             while len(verdicts) < len(probes):
-                for worker in self._readable(bool(waiting)):
-                    self._read(worker, verdicts)
-                for worker in [w for w in self._workers if w.deadline <= monotonic()]:
-                    self._expire(worker, verdicts)
+                idle = [worker for worker in self._workers if worker.is_idle]
+                self._attend(verdicts, may_wait=not (waiting and idle))
                 for worker in [w for w in self._workers if w.is_idle][: len(waiting)]:
                     self._assign(worker, *waiting.popleft(), verdicts)
         except BaseException:  # half-done work must not answer the next call
@@ -86,11 +88,13 @@ class Grader:
             raise
         return [verdicts[index] for index in range(len(probes))]
 
-    def _readable(self, has_work: bool) -> list[WorkerProcess]:
-        """Waits for a message or the next deadline; does not wait while an idle worker could be given work."""
-        idle = has_work and any(worker.is_idle for worker in self._workers)
-        wait = 0.0 if idle else min(worker.deadline for worker in self._workers) - monotonic()
-        return [key.data for key, _ in self._selector.select(max(0.0, min(wait, 1e6)))]
+    def _attend(self, verdicts: dict[int, Verdict], may_wait: bool = True) -> None:
+        """Takes what the workers sent and replaces those past their deadline, after waiting for either to happen."""
+        wait = min(worker.deadline for worker in self._workers) - monotonic() if may_wait else 0.0
+        for key, _ in self._selector.select(max(0.0, min(wait, 1e6))):
+            self._read(key.data, verdicts)
+        for worker in [worker for worker in self._workers if worker.deadline <= monotonic()]:
+            self._expire(worker, verdicts)
 
     def _assign(self, worker: WorkerProcess, index: int, probe: Probe, verdicts: dict[int, Verdict]) -> None:
         try:

@@ -19,7 +19,7 @@ from dapo_mcore.reward.frames import HEADER_BYTES, frame
 
 STARTUP_S = 120.0  # interpreter, sympy and a user's imports, on a machine that is busy
 MAX_REPLY_BYTES = 1 << 16
-LAST_WORDS_S = 5.0  # between a closed channel and the exit status
+LAST_WORDS_S = 1.0  # between a closed channel and the exit status
 
 
 class WorkerDied(Exception):
