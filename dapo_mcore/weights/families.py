@@ -26,7 +26,11 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A row of the table. Of several forms exactly one is met; Hugging Face files are written in the first."""
+    """A row of the table. Of several forms exactly one is met; Hugging Face files are written in the first.
+
+    A row with a `twin` is Megatron's second home of a parameter declared above: filled where a chunk has it, never
+    exported. The twin is the Hugging Face name under which some files repeat the parameter.
+    """
 
     hf: tuple[Form, ...]
     mcore: tuple[Form, ...]
@@ -34,8 +38,7 @@ class Param:
     layout: Callable[[Any], Layout]  # from the section's dims
     when: Callable[[Any, int], bool] = lambda dims, layer: True
     is_expert: bool = False  # one per expert: spread over expert parallel ranks, cut over expert tensor parallel ranks
-    twin: str = ""  # a second home of a parameter declared above: filled where a chunk has it, never exported; this is
-    # the Hugging Face name under which some files repeat it
+    twin: str = ""
 
 
 class Stage(Enum):
