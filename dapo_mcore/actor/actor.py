@@ -22,14 +22,12 @@ from dapo_mcore.actor.optimizer import LearningRate, build_optimizer, wrap_ddp
 from dapo_mcore.actor.packing import MicroBatch, deal, pack
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.schedule import run_schedule
+from dapo_mcore.actor.state import load_sharded_state, sharded_state
 from dapo_mcore.config import ActorConfig, ModelConfig, OldLogprobs
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.platform import platform
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import load_hf
-
-# The only format that can be loaded under another layout and was seen to be right.
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 class NonFiniteUpdateError(RuntimeError):
@@ -52,6 +50,7 @@ class Actor:
         self.hf_config = hf_config
         self.transformer_config = config
         self.step = 0  # training steps done, and with it the version of the weights
+        self._updates = 0  # optimizer updates made
         self._ddp_chunks = list(ddp_chunks)
         self._optimizer = optimizer
         self._learning_rate = learning_rate
@@ -115,20 +114,13 @@ class Actor:
         Args:
             loading: the dictionary is to be filled by `dist_checkpointing.load`, not saved.
         """
-        names = ["model"] if len(self._ddp_chunks) == 1 else [f"model{i}" for i in range(len(self._ddp_chunks))]
-        models = {n: chunk.sharded_state_dict(metadata=_SHARDING) for n, chunk in zip(names, self.chunks, strict=True)}
-        optimizer = self._optimizer.sharded_state_dict(
-            models["model"] if len(models) == 1 else models, is_loading=loading, metadata=_SHARDING
-        )
-        return {**models, "optimizer": optimizer, "step": self.step}
+        sharded = sharded_state(self.chunks, self._optimizer, loading)
+        return {**sharded, "step": self.step, "updates": self._updates}
 
     def load_state(self, loaded: dict[str, Any]) -> None:
-        """Continue from what `dist_checkpointing.load` made of `state(loading=True)`."""
-        names = ["model"] if len(self._ddp_chunks) == 1 else [f"model{i}" for i in range(len(self._ddp_chunks))]
-        for name, chunk in zip(names, self.chunks, strict=True):
-            chunk.load_state_dict(loaded[name])
-        self._optimizer.load_state_dict(loaded["optimizer"])
-        self.step = loaded["step"]
+        """Continue from what `dist_checkpointing.load` made of `state(loading=True)`; the layout may differ."""
+        self.step, self._updates = loaded["step"], loaded["updates"]
+        load_sharded_state(self.chunks, self._optimizer, loaded, self._updates)
         self._learning_rate.set_step(self.step)
 
     def _micro_batches(self, batch: TrainBatch, wanted: Tensor) -> list[MicroBatch]:
@@ -169,6 +161,7 @@ class Actor:
                 "from the last checkpoint with a lower actor.optim.lr, or look for the batch in the saved rollouts"
             )
         self._optimizer.step()
+        self._updates += 1
         return grad_norm
 
 

@@ -1,16 +1,20 @@
-"""The truth for the actor: tiny Hugging Face models in one process and DAPO's loss written out in plain torch, float64."""
+"""The truth for the actor: tiny Hugging Face models in one process, and DAPO's loss in plain torch, all in float64."""
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
 from dapo_mcore.types import TrainBatch
 
 VOCAB = 131  # not a multiple of 2: the head has padded columns under tensor parallelism
+NOISE = 0.03
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -55,8 +59,18 @@ def tiny_model(name: str) -> transformers.PreTrainedModel:
         model = getattr(transformers, kind + "ForCausalLM")(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * NOISE)
     return model.float()
+
+
+def in_float64(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """A copy that computes in float64; Hugging Face's norms would go through float32 whatever the model's dtype."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(F.rms_norm, normalized_shape=module.weight.shape, weight=module.weight,
+                                     eps=module.variance_epsilon)  # fmt: skip
+    return model
 
 
 def random_batch(seed: int, lengths: list[tuple[int, int]], *, old_logprobs: bool) -> TrainBatch:
@@ -76,14 +90,27 @@ def random_batch(seed: int, lengths: list[tuple[int, int]], *, old_logprobs: boo
 
 
 def response_logprobs(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0) -> Tensor:
-    """[N] float64: one forward per response, no padding."""
-    logprobs, start = [], 0
-    for prompt, response in zip(batch.prompt_lengths.tolist(), batch.response_lengths.tolist(), strict=True):
-        ids = batch.token_ids[start : start + prompt + response]
-        logits = model(ids[None]).logits[0, prompt - 1 : -1].double() / temperature
-        logprobs.append(logits.log_softmax(-1).gather(1, ids[prompt:, None])[:, 0])
-        start += prompt + response
-    return torch.cat(logprobs)
+    """[N] float64."""
+    targets = torch.cat([ids[prompt:] for ids, prompt in _responses(batch)])
+    return _response_distributions(model, batch, temperature).gather(1, targets[:, None])[:, 0]
+
+
+def response_entropy(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0) -> Tensor:
+    """[N] float64, nats."""
+    logprobs = _response_distributions(model, batch, temperature)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def _response_distributions(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float) -> Tensor:
+    """[N, V] float64 log-probabilities: one forward per response, no padding."""
+    logits = [model(ids[None]).logits[0, prompt - 1 : -1].double() for ids, prompt in _responses(batch)]
+    return (torch.cat(logits) / temperature).log_softmax(-1)
+
+
+def _responses(batch: TrainBatch) -> list[tuple[Tensor, int]]:
+    """Token ids of prompt and response, and the prompt's length."""
+    totals = (batch.prompt_lengths + batch.response_lengths).tolist()
+    return list(zip(batch.token_ids.split(totals), batch.prompt_lengths.tolist(), strict=True))
 
 
 def dapo_loss(logprobs: Tensor, batch: TrainBatch, low: float = 0.2, high: float = 0.28, dual: float = 10.0) -> Tensor:
@@ -100,12 +127,11 @@ def loss_and_gradients(
     model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss and its gradient by name of the parameter in a saved model (experts apart), in float64."""
-    model = model.double()
-    model.zero_grad()
+    model = in_float64(model)
     loss = dapo_loss(response_logprobs(model, batch, temperature), batch)
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return float(loss), split_experts(gradients)
+    return loss.item(), split_experts(gradients)
 
 
 def split_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,56 @@
+"""Model and optimizer as what megatron.core.dist_checkpointing saves and loads, whatever the layout on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from dapo_mcore.actor.policy_model import PolicyModel
+
+# The only format that loads under another layout and was seen to be right; without the second entry the names of
+# optimizer states depend on whether experts are spread over ranks.
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+def sharded_state(chunks: Sequence[PolicyModel], optimizer: MegatronOptimizer, loading: bool) -> dict[str, Any]:
+    """Sharded tensors of weights, fp32 main weights and Adam's moments; `loading`: to be filled, not saved."""
+    metadata = dict(_SHARDING)  # Megatron writes this layout's process groups into it
+    models = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks)}
+    model = models["model"] if len(chunks) == 1 else models
+    return {**models, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+
+
+def load_sharded_state(
+    chunks: Sequence[PolicyModel], optimizer: MegatronOptimizer, loaded: dict[str, Any], updates: int
+) -> None:
+    """Take over what `dist_checkpointing.load` made of a `sharded_state` whose optimizer had made `updates` updates.
+
+    Learning rate, betas and weight decay stay those of this run's options.
+    """
+    for name, chunk in _named(chunks):
+        chunk.load_state_dict(loaded[name])
+    parts = optimizer.chained_optimizers
+    states = [loaded["optimizer"]] if len(parts) == 1 else [loaded["optimizer"][index] for index in range(len(parts))]
+    for part, state in zip(parts, states, strict=True):
+        is_distributed = isinstance(part, DistributedOptimizer)
+        part.load_state_dict(_with_own_parameter_groups(part, state, updates) if is_distributed else state)
+
+
+def _with_own_parameter_groups(optimizer: DistributedOptimizer, state: dict[str, Any], updates: int) -> dict[str, Any]:
+    """The saved groups may be those of another layout, where experts had an optimizer of their own, or had none."""
+    own = optimizer.state_dict()["optimizer"]
+    for group in own["param_groups"]:
+        group["step"] = updates
+    return {
+        "optimizer": own,
+        "param_state": state["param_state"],
+        "param_state_sharding_type": _SHARDING["distrib_optim_sharding_type"],
+    }
+
+
+def _named(chunks: Sequence[PolicyModel]) -> list[tuple[str, PolicyModel]]:
+    """Under the names Megatron's optimizer looks for."""
+    return [("model", chunks[0])] if len(chunks) == 1 else [(f"model{i}", chunk) for i, chunk in enumerate(chunks)]

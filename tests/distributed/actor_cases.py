@@ -1,0 +1,177 @@
+"""What the ranks of the actor's distributed tests run; importable by the processes that are spawned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dapo_mcore.actor import parallel
+from dapo_mcore.actor.actor import Actor, build_actor
+from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
+from dapo_mcore.types import TrainBatch
+from dapo_mcore.weights import hf_weights
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model under one layout, and what the update is made on."""
+
+    family: str
+    layout: dict[str, Any] = field(default_factory=dict)
+    batch: str = "mixed"
+    dtype: Dtype = Dtype.fp32
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Of the reference: log-probabilities [N], loss, gradients by Hugging Face name."""
+
+    logprobs: Tensor
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Errors:
+    logprobs: float  # largest, absolute
+    loss: float  # absolute
+    gradients: dict[str, float]  # largest of each tensor, relative to the tensor's largest element
+    grad_norm: float  # relative
+    metrics: dict[str, float]
+
+
+# tokens of a micro-batch; below the longest response of "mixed", whose ranks then need 2 and 3 micro-batches
+BUDGET = 40
+
+
+def layout(**sizes: Any) -> MegatronConfig:
+    """Short keys: tp, ep, etp, sp. Without distributed optimizer every rank holds whole gradients."""
+    names = {"tp": "tensor_model_parallel_size", "ep": "expert_model_parallel_size"}
+    names |= {"etp": "expert_tensor_parallel_size", "sp": "sequence_parallel"}
+    options = {names.get(key, key): value for key, value in sizes.items()}
+    return MegatronConfig(**{"use_distributed_optimizer": False, **options})
+
+
+@contextmanager
+def actor(
+    folder: Path, megatron: MegatronConfig, dtype: Dtype = Dtype.fp32, seed: int = 0, **options: Any
+) -> Iterator[Actor]:
+    """An actor over the model in `folder`; by default one whose updates change nothing and clip nothing."""
+    options = {"optim": OptimConfig(lr=0.0, clip_grad=1e9), "ppo_max_token_len_per_gpu": BUDGET, **options}
+    parallel.init_model_parallel(megatron, seed)
+    try:
+        model = ModelConfig(path=str(folder), dtype=dtype)
+        yield build_actor(model, ActorConfig(megatron=megatron, **options), temperature=1.0, total_steps=10)
+    finally:
+        parallel.destroy_model_parallel()
+
+
+def gradients(actor: Actor) -> dict[str, Tensor]:
+    """Of the last update, by Hugging Face name. Overwrites the weights."""
+    for chunk in actor.chunks:
+        for parameter in chunk.parameters():
+            parameter.data.copy_(parameter.main_grad)
+    return {name: gradient.double().clone() for name, gradient in hf_weights(actor.chunks, actor.hf_config)}
+
+
+def weights(actor: Actor) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in hf_weights(actor.chunks, actor.hf_config)}
+
+
+def compare(case: Case, folder: Path, batch: TrainBatch, truth: Truth) -> Errors:
+    with actor(folder / case.family, layout(**case.layout), case.dtype) as policy:
+        logprobs = policy.logprobs(batch)
+        metrics = policy.update(batch)
+        found = gradients(policy)
+    norm = torch.stack([gradient.norm() for gradient in truth.gradients.values()]).norm().item()
+    assert found.keys() == truth.gradients.keys()
+    return Errors(
+        logprobs=(logprobs - truth.logprobs).abs().max().item(),
+        loss=abs(metrics["actor/loss"].value - truth.loss),
+        gradients={name: relative_error(found[name], wanted) for name, wanted in truth.gradients.items()},
+        grad_norm=abs(metrics["actor/grad_norm"].value / norm - 1),
+        metrics={name: ratio.value for name, ratio in metrics.items()},
+    )
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest element wanted; an expert without a token wants zeros."""
+    largest = wanted.abs().max().item()
+    return (found - wanted).abs().max().item() / (largest or 1.0)
+
+
+def compare_all(cases: dict[str, Case], folder: Path) -> dict[str, Errors]:
+    """The truths lie beside the models, as <family>.<batch>.pt."""
+    errors = {}
+    for name, case in cases.items():
+        batch, truth = torch.load(folder / f"{case.family}.{case.batch}.pt", weights_only=False)
+        errors[name] = compare(case, folder, batch, truth)
+    return errors
+
+
+TRAINING = {"optim": OptimConfig(lr=1e-2, lr_warmup_steps=2, clip_grad=1.0)}
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run saved under one layout and continued under another."""
+
+    family: str
+    saver: MegatronConfig
+    loader: MegatronConfig
+    dtype: Dtype = Dtype.fp32
+
+
+def resume_all(cases: dict[str, Resume], folder: Path, batches: list[TrainBatch]) -> dict[str, tuple[Any, Any]]:
+    """name -> metrics of the updates after the first step: uninterrupted, and by another actor that loads before."""
+    results = {}
+    for name, case in cases.items():
+        results[name] = _resume(case, folder, folder / f"checkpoint_{len(results)}", batches)
+    return results
+
+
+def _resume(case: Resume, folder: Path, checkpoint: Path, batches: list[TrainBatch]) -> tuple[Any, Any]:
+    from megatron.core import dist_checkpointing
+
+    if dist.get_rank() == 0:
+        checkpoint.mkdir()
+    dist.barrier()
+    with actor(folder / case.family, case.saver, case.dtype, **TRAINING) as first:
+        first.update(batches[0])
+        first.finish_step()
+        dist_checkpointing.save(first.state(), str(checkpoint))
+        uninterrupted = [first.update(batch) for batch in batches[1:]]
+    with actor(folder / case.family, case.loader, case.dtype, **TRAINING) as second:
+        second.load_state(dist_checkpointing.load(second.state(loading=True), str(checkpoint)))
+        assert second.step == 1
+        resumed = [second.update(batch) for batch in batches[1:]]
+    return uninterrupted, resumed
+
+
+def train_all(cases: dict[str, tuple[str, MegatronConfig]], folder: Path, batches: list[TrainBatch]) -> dict[str, Any]:
+    """name -> (metrics of each update, weights by Hugging Face name after the last)."""
+    results = {}
+    for name, (family, megatron) in cases.items():
+        with actor(folder / family, megatron, **TRAINING) as policy:
+            metrics = []
+            for batch in batches:
+                metrics.append(policy.update(batch))
+                policy.finish_step()
+            results[name] = metrics, weights(policy)
+    return results
+
+
+Trainings = dict[str, tuple[str, MegatronConfig]]
+
+
+def run_training(
+    trainings: Trainings, resumes: dict[str, Resume], folder: Path, batches: list[TrainBatch]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    return train_all(trainings, folder, batches), resume_all(resumes, folder, batches)
