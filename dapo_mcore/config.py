@@ -142,7 +142,7 @@ class RewardConfig:
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
     num_workers: int = 1  # verifier processes
     timeout_s: float = 10.0  # per response; the worker is killed and replaced
-    max_failure_rate: float = 0.1  # share of timeouts and errors in one step's responses above which the run stops
+    max_failure_rate: float = 0.1  # share of the latest 1,024 responses without a verdict above which the run stops
 
 
 @dataclass(kw_only=True, slots=True)

@@ -37,10 +37,6 @@ class PromptSource:
         """The first position that is not consumed."""
         return self._position
 
-    @property
-    def epoch(self) -> float:
-        return self._position / len(self._prompts)
-
     def peek(self, start: int, count: int) -> list[Prompt]:
         """The prompts at positions [start, start + count), consumed or not."""
         return [self._at(position) for position in range(start, start + count)]

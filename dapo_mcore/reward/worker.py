@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from dapo_mcore.reward.errors import VerifierError
@@ -75,4 +76,5 @@ def _silence() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    with suppress(ConnectionError):  # the trainer is gone, and told its user why
+        main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
