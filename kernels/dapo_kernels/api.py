@@ -144,6 +144,7 @@ def linear_logprobs(
     """
     checks.check_linear(hidden, weight)
     checks.check_row("targets", targets, hidden, (torch.int64,))
+    checks.check_chunk_rows(chunk_rows)
     spec = PolicyLossSpec(temperature=temperature)
     shard = _shard(weight.shape[0], tp_group, vocab_start, vocab_size)
     if loss_mask is None:
@@ -178,6 +179,7 @@ def _call(
 ) -> Call:
     checks.check_tokens(like, targets, loss_mask, tokens, spec)
     checks.check_scale(scale)
+    checks.check_chunk_rows(chunk_rows)
     name = registry.select(backend, like.device, like.dtype)
     rows = unmasked_rows(loss_mask, scale, targets, shard)
     return Call(rows, targets, tokens, spec, as_scalar(scale, like), shard, name, chunk_rows)

@@ -69,6 +69,11 @@ def check_scale(scale: float | Tensor) -> None:
         raise ValueError(f"scale: {scale}, expected a finite number: 1 / (number of tokens of the optimizer's batch)")
 
 
+def check_chunk_rows(chunk_rows: int | None) -> None:
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows: {chunk_rows}, expected the number of tokens per chunk, 1 or above, or None")
+
+
 def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(f"{name}: on {tensor.device} with shape {list(tensor.shape)}, expected {like.device}")
