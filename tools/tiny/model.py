@@ -46,7 +46,8 @@ def tiny_config(family: str, tied: bool = False) -> PretrainedConfig:
     if family == "qwen2":  # has no head_dim of its own: it is width / heads
         sizes = sizes | dict(hidden_size=128)
     special = dict(eos_token_id=TOKENS.index("<eos>"), pad_token_id=TOKENS.index("<pad>"), bos_token_id=None)
-    return config_class(**sizes, **special, tie_word_embeddings=tied, architectures=[architecture], dtype="float32")
+    stated = dict(tie_word_embeddings=tied, architectures=[architecture], dtype="float32")
+    return config_class(**sizes, **special, **stated)
 
 
 def random_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
