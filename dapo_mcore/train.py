@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -25,6 +26,7 @@ from dapo_mcore.config_check import check
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FAILED = 1
+LEADER_SPEAKS_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(arguments)
         check(config, world_size)
-    except ValueError as error:
-        if rank == 0:  # every rank reads the same options
+    except ValueError as error:  # the same on every rank: they read the same options
+        if rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            let_leader_speak()
         return FAILED
     return run(config, rank)
 
@@ -104,13 +108,19 @@ def run(config: RunConfig, rank: int) -> int:
                 end.stopped(str(reason))
             end.end_of_run()
     except LeaderError:
-        return FAILED  # rank 0 tells the cause
+        let_leader_speak()
+        return FAILED
     except Exception as error:  # noqa: BLE001 - the end of the process: told in one line, the rest in a file
         details = _write_traceback(config, rank)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)
         return FAILED
     return 0
+
+
+def let_leader_speak() -> None:
+    """Launchers end all ranks as soon as one fails: give rank 0 the time to tell the cause, and to fail first."""
+    time.sleep(LEADER_SPEAKS_S)
 
 
 def _write_traceback(config: RunConfig, rank: int) -> Path:

@@ -157,4 +157,16 @@ def _build_chunk(hf: PretrainedConfig, config: TransformerConfig, padded: int, v
         rope_scaling_factor=rope.get("factor", 1.0),
         vp_stage=vp_stage,
     )
+    _mark_experts(chunk)
     return chunk.to(platform().device)
+
+
+def _mark_experts(chunk: PolicyModel) -> None:
+    """Gradients of experts are summed over the ranks that hold the same experts.
+
+    Megatron marks them so only under expert parallelism. Without it, and with expert tensor parallelism below tensor
+    parallelism, ranks that hold the same experts but see other tokens would drift apart.
+    """
+    for name, parameter in chunk.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False

@@ -34,6 +34,7 @@ CASES = {
     "expert parallel 2, unnormalised router, tied": Case("qwen3_moe_unnormed", {"ep": 2}),
     "expert parallel 2, one rank without work": Case("qwen3_moe", {"ep": 2}, batch="single"),
     "expert tensor parallel 2": Case("qwen3_moe", {"tp": 2, "sp": True, "etp": 2}),
+    "tensor parallel 2, whole experts on both ranks": Case("qwen3_moe", {"tp": 2, "sp": True}),
     "tensor parallel 2 with expert parallel 2": Case("qwen3_moe_mixed", {"tp": 2, "sp": True, "ep": 2}),
     "recompute full, expert parallel 2": Case("qwen3_moe", {"ep": 2, "recompute": Recompute.full}),
     "recompute selective, tensor parallel 2": Case("qwen3", {"tp": 2, "recompute": Recompute.selective}),

@@ -13,7 +13,10 @@ def test_metrics_are_one_json_object_per_step(tmp_path):
     write = jsonl_sink(tmp_path, first_step=0)
     write(0, {"val/accuracy": 0.25})
     write(1, {"actor/loss": float("nan"), "reward/accuracy": 0.5})
-    assert rows(tmp_path) == [{"step": 0, "val/accuracy": 0.25}, {"step": 1, "actor/loss": None, "reward/accuracy": 0.5}]
+    assert rows(tmp_path) == [
+        {"step": 0, "val/accuracy": 0.25},
+        {"step": 1, "actor/loss": None, "reward/accuracy": 0.5},
+    ]
 
 
 def test_a_resumed_run_replaces_the_rows_it_writes_again(tmp_path):
@@ -30,4 +33,6 @@ def test_a_resumed_run_replaces_the_rows_it_writes_again(tmp_path):
 def test_the_progress_line_shows_what_the_step_has(capsys, name, shown):
     console_sink(20, ["rollout"])(3, {name: 0.25})
     line = capsys.readouterr().out
-    assert line.startswith("step  3/20") and shown in line and "loss" not in line
+    assert line.startswith("step  3/20")
+    assert shown in line
+    assert "loss" not in line

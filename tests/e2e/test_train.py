@@ -1,0 +1,108 @@
+"""The whole program under torchrun: it trains, resumes, and refuses bad input with one readable error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers
+
+from tests.e2e.torchrun import VERIFIERS, errors, rows, train, train_and_kill
+from tools.tiny.model import random_model, save_folder, tiny_config
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_folder(random_model(tiny_config("qwen3_moe", tied=False), seed=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    result = train(model, out, f"trainer.total_training_steps={STEPS}")
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterrupted):
+    out, result = uninterrupted
+    metrics = rows(out)
+    assert list(metrics) == [0, 1, 2, 3, 4]
+    assert all(
+        0 < metrics[step]["reward/accuracy"] < 1 and metrics[step]["actor/grad_norm"] > 0 for step in (1, 2, 3, 4)
+    )
+    assert [step for step in metrics if "val/accuracy" in metrics[step]] == [0, 2, 4]
+    assert (out / "checkpoints" / "latest").read_text() == "step_000004"
+    assert sorted(p.name for p in (out / "checkpoints").glob("step_*")) == ["step_000003", "step_000004"]
+    assert list((out / "tensorboard").glob("events*"))
+    record = json.loads((out / "rollouts" / "train_000001.jsonl").read_text().splitlines()[0])
+    assert record["prompt"].startswith("State the final answer")
+    assert record["version"] == 0
+    transformers.AutoModelForCausalLM.from_pretrained(out / "hf_model")
+    steps = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    assert len(steps) == STEPS + 1
+    assert all(word in steps[1] for word in ("acc", "loss", "entropy", "update"))
+
+
+def test_a_killed_and_resumed_run_has_the_metrics_of_an_uninterrupted_one(model, uninterrupted, tmp_path):
+    steps = f"trainer.total_training_steps={STEPS}"
+    train_and_kill(model, tmp_path, steps, when=lambda: 3 in rows(tmp_path))
+    resumed = train(model, tmp_path, steps)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in resumed.stdout
+    assert rows(tmp_path) == rows(uninterrupted[0])
+
+
+def test_solved_data_ends_the_run_with_the_reason_and_a_checkpoint(model, tmp_path):
+    filters = "algorithm.filter_groups.max_num_gen_batches=2"
+    result = train(
+        model, tmp_path, "trainer.total_training_steps=2", f"reward.verifier={VERIFIERS}:always_right", filters
+    )
+    assert result.returncode == 0, result.stderr
+    assert "stopped after step 0" in result.stdout
+    assert "solved" in result.stdout
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000000"
+
+
+# what is wrong, options, what the one error names
+FAULTS = {
+    "a verifier that raises": ([f"reward.verifier={VERIFIERS}:broken"], "no calculator here"),
+    "a verifier that hangs": ([f"reward.verifier={VERIFIERS}:hanging", "reward.timeout_s=0.5"], "reward"),
+    "an output folder that is a file": (["trainer.output_dir=/dev/null/out"], "trainer.output_dir=/dev/null/out"),
+    "a layout that does not fit": (["actor.megatron.expert_model_parallel_size=4"], "expert_model_parallel_size=4"),
+    "a checkpoint that is none": (["trainer.resume_mode=resume_path", "trainer.resume_from_path=/dev"], "/dev"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input_ends_with_one_error_that_names_it(model, tmp_path, fault):
+    overrides, named = FAULTS[fault]
+    result = train(model, tmp_path, "trainer.total_training_steps=1", *overrides)
+    assert result.returncode != 0
+    assert len(errors(result)) == 1, result.stderr
+    assert named in result.stderr
+
+
+def test_a_corrupt_weight_file_is_named(model, tmp_path):
+    save_folder(random_model(tiny_config("qwen3_moe", tied=False), seed=0), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    result = train(tmp_path / "model", tmp_path / "out", "trainer.total_training_steps=1")
+    assert result.returncode != 0
+    assert errors(result)
+    assert all("model.safetensors" in line for line in errors(result))
+
+
+def test_a_row_without_an_answer_is_named(model, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt": "1 + 2 ="}\n')
+    options = ("data.train.task=''", f"data.train.files=[{data}]", "data.train.size=-1")
+    result = train(model, tmp_path / "out", "trainer.total_training_steps=1", *options)
+    assert result.returncode != 0
+    assert len(errors(result)) == 1, result.stderr
+    assert str(data) in result.stderr
+    assert "row 2" in result.stderr
