@@ -114,6 +114,10 @@ class ColocatedEngine:
         """Leave the accelerator's memory to the trainer until the next `load`. Every rank."""
         self._engine.sleep()
 
+    def close(self) -> None:
+        """Free the engine, as far as `VllmEngine.close` does."""
+        self._engine.close()
+
     def _sample(self, share: _Share) -> list[list[Response]]:
         """Sample this rank's share; on the leader, every rank's responses (empty but for a replica's first rank)."""
         responses = self._ranks.together(lambda: self._engine.generate(share.requests, share.sampling))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -75,8 +76,12 @@ class VllmEngine:
         self._stop_token_ids = sorted(end_of_sequence(Path(model.path), tokenizer))
         self._max_prompt_length = max_prompt_length
         self._max_response_length = max_response_length
-        with undisturbed_rng():
+        self._is_guest = dist.is_initialized()
+        with undisturbed_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vLLM's dependencies warn of one another; what matters is raised
             self._llm = _start(model, rollout, max_prompt_length + max_response_length, job)
+        if self._is_guest:  # vLLM tears the torch.distributed world down with a discarded engine: keep it to the end
+            atexit.register(self._llm.engine_core.shutdown)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Responses in the order of `requests`.
@@ -120,6 +125,14 @@ class VllmEngine:
 
         if not current_platform.is_cpu():
             self._llm.sleep(level=2)
+
+    def close(self) -> None:
+        """Free the engine and the torch.distributed world that vLLM made for it.
+
+        In a world of the trainer's nothing happens before the process ends: vLLM would tear that world down.
+        """
+        if not self._is_guest:
+            self._llm.engine_core.shutdown()
 
     def _refuse_overlong(self, requests: Sequence[Request], sampling: Sampling) -> None:
         if sampling.max_tokens > self._max_response_length:
@@ -211,9 +224,8 @@ def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: 
 def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:
     from vllm import LLMEngine
 
-    is_guest = dist.is_initialized()
     try:
-        engine = LLMEngine.from_engine_args(args)
+        return LLMEngine.from_engine_args(args)
     except ValueError as error:
         if "kv cache" not in str(error).lower():
             raise
@@ -221,6 +233,3 @@ def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:
             f"rollout.kv_cache_mb={kv_cache_mb}: no KV cache for sequences of {args.max_model_len} tokens "
             f"(data.max_prompt_length + data.max_response_length); set it to what fits. vLLM says: {error}"
         ) from error
-    if is_guest:  # a discarded engine tears the torch.distributed world down: keep it until the process ends
-        atexit.register(engine.engine_core.shutdown)
-    return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 FIXED = {
@@ -28,3 +29,4 @@ def prepare_environment() -> None:
     os.environ.update(FIXED)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it warns before it has read the level

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,14 @@ def one_replica_over_all(
         engine.load(weights_in(second if version % 2 else first), version)
         answers[f"update {version}"] = sample(engine, requests, sampling)
     answers["sum over ranks"] = float(_all_reduced(dist.get_rank() + 1))
-    assert "VLLM_DIST_IDENT" in os.environ
+    answers["shared memory"] = _shared_memory_name()
     return answers
+
+
+def _shared_memory_name() -> str:
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group().device_communicator.dist_module.group_name
 
 
 def _all_reduced(value: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Policies:
         self.responses.append(engine.generate(WANTED, SAMPLING))
         engine.follow()
         engine.release()
+        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,8 @@ def test_a_replica_over_two_ranks_answers_like_one_process(policies: Policies, o
             assert {response.version for response in responses} == {version}
             assert logprob_error(policies.models[policy], WANTED, responses) <= 2e-5
         assert answers["sum over ranks"] == 3.0
+    (name,) = {answers["shared memory"] for answers in ranks}
+    assert re.match("[0-9a-f]{32}-[^/]*$", name), "vLLM's own name is the same for every job on a host"
 
 
 def test_a_replica_that_does_not_divide_the_world_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,34 +13,28 @@ from dapo_mcore.rollout.vllm_engine import VllmEngine
 from dapo_mcore.types import FinishReason
 from tests.e2e.tiny_policies import (
     EOS,
-    LENGTHS,
     PROMPT_LENGTH,
     RESPONSE_LENGTH,
     Letters,
     logprob_error,
-    model_config,
     prompts,
     requests,
     response_logits,
-    rollout_config,
     sampled,
     save_policy,
+    started,
 )
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=RESPONSE_LENGTH)
 TOLERANCE = 2e-5  # nats, float32
 
 
-def start(folder: Path) -> VllmEngine:
-    gc.collect()  # vLLM tears its world down when a forgotten engine is collected
-    return VllmEngine(model_config(folder), rollout_config(), Letters(), **LENGTHS)
-
-
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> tuple[VllmEngine, torch.nn.Module]:
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VllmEngine, torch.nn.Module]]:
     folder = tmp_path_factory.mktemp("policy")
     model = save_policy(folder, "qwen3_moe", 0)
-    return start(folder), model
+    with started(folder) as engine:
+        yield engine, model
 
 
 def test_responses_do_not_depend_on_order_nor_on_company(policy: tuple[VllmEngine, torch.nn.Module]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
 from dapo_mcore.rollout.engine import Request, request_seed
+from dapo_mcore.rollout.vllm_engine import VllmEngine
 from dapo_mcore.types import Prompt, Response
 
 EOS = 0
@@ -83,8 +85,8 @@ def requests(count: int, n: int, length: int = PROMPT_LENGTH) -> list[Request]:
     return [Request(p, i, request_seed(7, 0, p.uid, i)) for p in prompts(count, length) for i in range(n)]
 
 
-def model_config(folder: Path) -> ModelConfig:
-    return ModelConfig(path=str(folder), dtype=Dtype.fp32)
+def model_config(folder: Path, dtype: Dtype = Dtype.fp32) -> ModelConfig:
+    return ModelConfig(path=str(folder), dtype=dtype)
 
 
 def rollout_config(**options: Any) -> RolloutConfig:
@@ -92,6 +94,16 @@ def rollout_config(**options: Any) -> RolloutConfig:
 
 
 LENGTHS = {"max_prompt_length": PROMPT_LENGTH, "max_response_length": RESPONSE_LENGTH}
+
+
+@contextmanager
+def started(folder: Path, dtype: Dtype = Dtype.fp32) -> Iterator[VllmEngine]:
+    """One engine; a process holds one at a time."""
+    engine = VllmEngine(model_config(folder, dtype), rollout_config(), Letters(), **LENGTHS)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @torch.no_grad()
