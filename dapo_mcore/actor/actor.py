@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from dapo_kernels import PolicyLossSpec
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -42,7 +42,7 @@ class Actor:
         hf_config: PretrainedConfig,
         config: TransformerConfig,
         ddp_chunks: Sequence[DistributedDataParallel],
-        optimizer: MegatronOptimizer,
+        optimizer: ChainedOptimizer,
         learning_rate: LearningRate,
         spec: PolicyLossSpec,
         options: ActorConfig,
@@ -60,7 +60,7 @@ class Actor:
     @property
     def chunks(self) -> list[PolicyModel]:
         """The bare modules of this rank, in pipeline order."""
-        return [ddp.module for ddp in self._ddp_chunks]
+        return [cast(PolicyModel, ddp.module) for ddp in self._ddp_chunks]
 
     def score(self, batch: TrainBatch, responses_per_update: int) -> TrainBatch:
         """The batch with the log-probabilities its updates clip against, as actor.old_logprobs says.

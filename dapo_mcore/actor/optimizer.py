@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import TransformerConfig
 
@@ -30,12 +31,12 @@ def wrap_ddp(
 
 def build_optimizer(
     chunks: Sequence[DistributedDataParallel], config: TransformerConfig, megatron: MegatronConfig, optim: OptimConfig
-) -> MegatronOptimizer:
+) -> ChainedOptimizer:
     """AdamW over fp32 main parameters, copied here: the chunks' weights must be loaded before.
 
     Norm weights and biases are not decayed.
     """
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=optim.lr,
@@ -51,6 +52,7 @@ def build_optimizer(
         ),
         list(chunks),
     )
+    return cast(ChainedOptimizer, optimizer)  # one part per kind of parameters, even when there is one kind
 
 
 class LearningRate:

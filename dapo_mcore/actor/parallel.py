@@ -32,8 +32,13 @@ def init_process_group(rendezvous: Rendezvous | None = None, timeout_s: float = 
         return
     backend, timeout = platform().collective_backend, timedelta(seconds=timeout_s)
     if rendezvous is not None:
-        place = {"rank": rendezvous.rank, "world_size": rendezvous.world_size}
-        dist.init_process_group(backend, init_method=rendezvous.init_method, timeout=timeout, **place)
+        dist.init_process_group(
+            backend,
+            init_method=rendezvous.init_method,
+            rank=rendezvous.rank,
+            world_size=rendezvous.world_size,
+            timeout=timeout,
+        )
     elif "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -46,8 +46,8 @@ class PolicyModel(GPTModel):
         self._call = (micro_batch, head)  # GPTModel.forward would not hand them on to _postprocess
         return super().forward(
             input_ids=micro_batch.input_ids,
-            position_ids=None,  # rope counts from the limits of the packed sequences
-            attention_mask=None,
+            position_ids=cast(Any, None),  # rope counts from the limits of the packed sequences
+            attention_mask=cast(Any, None),
             packed_seq_params=micro_batch.packed,
         )
 
@@ -56,7 +56,7 @@ class PolicyModel(GPTModel):
             return hidden_states
         assert self._call is not None
         (micro_batch, head), self._call = self._call, None
-        group = parallel_state.get_tensor_model_parallel_group()
+        group: Any = parallel_state.get_tensor_model_parallel_group()
         weight = self._head_weight()
         return head(
             micro_batch,
@@ -69,7 +69,7 @@ class PolicyModel(GPTModel):
             ),
         )
 
-    def _head_weight(self) -> Tensor:
+    def _head_weight(self) -> Any:
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight  # the method above would answer with the embedding on a single stage

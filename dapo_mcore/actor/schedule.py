@@ -15,7 +15,7 @@ from dapo_mcore.actor.packing import MicroBatch
 from dapo_mcore.actor.policy_model import Head
 
 
-def finalize_known_denominator(chunks: list[DistributedDataParallel], num_tokens: Tensor | None, **kwargs: Any) -> None:
+def finalize_known_denominator(chunks: list[torch.nn.Module], num_tokens: Tensor | None, **kwargs: Any) -> None:
     """Sum gradients over ranks without dividing: the loss head has divided by the global number of tokens."""
     finalize_model_grads(chunks, None, **kwargs)
 

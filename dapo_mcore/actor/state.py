@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from dapo_mcore.actor.policy_model import PolicyModel
@@ -15,7 +15,7 @@ from dapo_mcore.actor.policy_model import PolicyModel
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-def sharded_state(chunks: Sequence[PolicyModel], optimizer: MegatronOptimizer, loading: bool) -> dict[str, Any]:
+def sharded_state(chunks: Sequence[PolicyModel], optimizer: ChainedOptimizer, loading: bool) -> dict[str, Any]:
     """Sharded tensors of weights, fp32 main weights and Adam's moments; `loading`: to be filled, not saved."""
     metadata = dict(_SHARDING)  # Megatron writes this layout's process groups into it
     models = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks)}
@@ -24,7 +24,7 @@ def sharded_state(chunks: Sequence[PolicyModel], optimizer: MegatronOptimizer, l
 
 
 def load_sharded_state(
-    chunks: Sequence[PolicyModel], optimizer: MegatronOptimizer, loaded: dict[str, Any], updates: int
+    chunks: Sequence[PolicyModel], optimizer: ChainedOptimizer, loaded: dict[str, Any], updates: int
 ) -> None:
     """Take over what `dist_checkpointing.load` made of a `sharded_state` whose optimizer had made `updates` updates.
 

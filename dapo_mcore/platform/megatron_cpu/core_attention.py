@@ -6,8 +6,9 @@ Stands in for megatron.core's DotProductAttention, which refuses both. Only impo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,10 @@ def zigzag_positions(bounds: list[int], size: int, rank: int) -> Tensor:
 
 
 def causal_pieces(bounds: list[int], size: int, rank: int) -> list[tuple[Rows, Rows]]:
-    """(rows of this rank's queries, rows of the whole keys) of each attention problem; the last rows face each other."""
+    """(rows of this rank's queries, rows of the whole keys) of each attention problem.
+
+    The last query sees all of the keys, the one before it all but the last, and so on.
+    """
     if size == 1:
         return [((a, b), (a, b)) for a, b in pairwise(bounds) if b > a]
     pieces: list[tuple[Rows, Rows]] = []
@@ -47,6 +51,14 @@ def causal_pieces(bounds: list[int], size: int, rank: int) -> list[tuple[Rows, R
         for row, which in ((first, rank), (first + chunk, 2 * size - 1 - rank)):
             pieces.append(((row, row + chunk), (start, start + (which + 1) * chunk)))
     return [piece for piece in pieces if piece[0][1] > piece[0][0]]
+
+
+def take_rows(x: Tensor, limits: Sequence[Rows]) -> Sequence[Tensor]:
+    """[b, heads, rows, d] -> the given rows of it, each [b, heads, stop - start, d]."""
+    starts, stops = zip(*limits, strict=True)
+    if starts == (0, *stops[:-1]) and stops[-1] == x.shape[-2]:  # the gradient of a slice would be as large as x
+        return x.split([stop - start for start, stop in limits], -2)
+    return [x[:, :, start:stop] for start, stop in limits]
 
 
 class _GatherRows(torch.autograd.Function):
@@ -91,9 +103,9 @@ class CausalCoreAttention(MegatronModule):
                 f"{config.softmax_type} softmax; on a CPU only plain causal self-attention exists"
             )
         self.mask_type = attn_mask_type
-        self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        self.scale = softmax_scale or 1.0 / math.sqrt(cast(int, config.kv_channels))
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        self.cp = parallel_state.get_context_parallel_group() if config.context_parallel_size > 1 else None
+        self.cp: Any = parallel_state.get_context_parallel_group() if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -121,8 +133,9 @@ class CausalCoreAttention(MegatronModule):
         if self.cp is not None:
             key, value = (self._whole(x, bounds) for x in (key, value))
         q, k, v = (x.movedim(0, -2) for x in (query, key, value))  # [b, heads, rows, d]
-        pieces = causal_pieces(bounds, size, rank)
-        out = torch.cat([self._attend(q[:, :, a:b], k[:, :, c:d], v[:, :, c:d]) for (a, b), (c, d) in pieces], -2)
+        own, seen = zip(*causal_pieces(bounds, size, rank), strict=True)
+        pieces = zip(take_rows(q, own), take_rows(k, seen), take_rows(v, seen), strict=True)
+        out = torch.cat([self._attend(*piece) for piece in pieces], -2)
         return out.movedim(-2, 0).flatten(-2)
 
     def _bounds(self, rows: int, packed: PackedSeqParams | None) -> list[int]:
@@ -143,7 +156,7 @@ class CausalCoreAttention(MegatronModule):
         return _GatherRows.apply(local, self.cp)[positions.argsort()]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[b, heads, rows, d]; the last query sees all keys, the one before it all but the last, and so on."""
+        """One piece, [b, heads, rows, d]."""
         behind = k.shape[-2] - q.shape[-2]
         mask = None
         if behind:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from dapo_mcore.platform.megatron_cpu import torch_proxy
 from dapo_mcore.platform.megatron_cpu.hook import PROXY, TENSOR, Patch
 
 
-def rng_state_of_cpu(module: ModuleType) -> None:
+def rng_state_of_cpu(module: Any) -> None:
     def get_state(device: Any = "cpu", clone: bool = False, graph_safe: bool = False) -> Tensor:
         return torch.get_rng_state()
 
@@ -28,11 +27,11 @@ def rng_state_of_cpu(module: ModuleType) -> None:
     logging.getLogger(module.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
 
-def no_jit_fuser(module: ModuleType) -> None:
+def no_jit_fuser(module: Any) -> None:
     module.disable_jit_fuser()
 
 
-def uneven_gather_and_reduce_scatter(module: ModuleType) -> None:
+def uneven_gather_and_reduce_scatter(module: Any) -> None:
     even_gather, even_reduce_scatter = module._gather_along_first_dim, module._reduce_scatter_along_first_dim
 
     def gather(
@@ -60,7 +59,7 @@ def uneven_gather_and_reduce_scatter(module: ModuleType) -> None:
     module._gather_along_first_dim, module._reduce_scatter_along_first_dim = gather, reduce_scatter
 
 
-def split_sizes_as_numpy(module: ModuleType) -> None:
+def split_sizes_as_numpy(module: Any) -> None:
     of_gpu_tensors = module.maybe_move_tensor_to_cpu
 
     def move(tensor: Any, as_numpy: bool = False, *args: Any, **kwargs: Any) -> Any:
@@ -70,11 +69,11 @@ def split_sizes_as_numpy(module: ModuleType) -> None:
     module.maybe_move_tensor_to_cpu = move
 
 
-def router_without_te(module: ModuleType) -> None:
+def router_without_te(module: Any) -> None:
     vars(module).setdefault("te_general_gemm", None)
 
 
-def recompute_without_te(module: ModuleType) -> None:
+def recompute_without_te(module: Any) -> None:
     if module.HAVE_TE:
         return
 
@@ -92,7 +91,7 @@ def recompute_without_te(module: ModuleType) -> None:
     module.fp8_autocast = lambda *args, **kwargs: contextlib.nullcontext()
 
 
-def adam_state_before_first_step(module: ModuleType) -> None:
+def adam_state_before_first_step(module: Any) -> None:
     if module.HAVE_APEX_OR_TE:
         return
     stepped_state_dict = module.DistributedOptimizer.state_dict
@@ -108,7 +107,7 @@ def adam_state_before_first_step(module: ModuleType) -> None:
     module.DistributedOptimizer.state_dict = state_dict
 
 
-def adam_step_survives_loading(module: ModuleType) -> None:
+def adam_step_survives_loading(module: Any) -> None:
     if module.HAVE_APEX_OR_TE:
         return
     set_all = module.DistributedOptimizer._set_main_param_and_optimizer_states
@@ -123,7 +122,7 @@ def adam_step_survives_loading(module: ModuleType) -> None:
     module.DistributedOptimizer._set_main_param_and_optimizer_states = set_states
 
 
-def adam_step_per_parameter(module: ModuleType) -> None:
+def adam_step_per_parameter(module: Any) -> None:
     if module.HAVE_APEX_OR_TE:
         return
     load_shared = module.DistributedOptimizer.load_state_dict
@@ -137,7 +136,7 @@ def adam_step_per_parameter(module: ModuleType) -> None:
     module.DistributedOptimizer.load_state_dict = load_state_dict
 
 
-def norm_under_sequence_parallel(module: ModuleType) -> None:
+def norm_under_sequence_parallel(module: Any) -> None:
     build = module.WrappedTorchNorm
 
     class TorchNorm:
@@ -152,7 +151,7 @@ def norm_under_sequence_parallel(module: ModuleType) -> None:
     module.WrappedTorchNorm = TorchNorm
 
 
-def causal_core_attention(module: ModuleType) -> None:
+def causal_core_attention(module: Any) -> None:
     from dapo_mcore.platform.megatron_cpu.core_attention import CausalCoreAttention  # imports megatron.core
 
     module.LocalSpecProvider.core_attention = lambda self: CausalCoreAttention
