@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +24,7 @@ from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.prompts import load_tokenizer
 from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.leader import is_leader, lead
+from dapo_mcore.rollout.vllm_engine import Tokenizer
 from dapo_mcore.types import Group, TrainBatch
 from dapo_mcore.weights import hf_weights, save_hf
 
@@ -46,7 +47,7 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
         engine = ColocatedEngine(
             config.model,
             config.rollout,
-            tokenizer,
+            cast(Tokenizer, tokenizer),  # transformers leaves eos_token_id untyped
             max_prompt_length=config.data.max_prompt_length,
             max_response_length=config.data.max_response_length,
         )

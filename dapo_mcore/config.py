@@ -221,6 +221,10 @@ class TrainerConfig:
     wandb: bool = False  # besides metrics.jsonl and TensorBoard events, which are always written
     rollouts_to_keep: int = 8  # sampled responses written out per step, to read
 
+    @property
+    def validates(self) -> bool:
+        return self.val_before_train or self.test_freq > 0
+
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:

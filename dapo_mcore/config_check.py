@@ -32,7 +32,8 @@ def check(config: RunConfig, world_size: int) -> None:
     """
     _check_ranges(config)
     _check_source("data.train", config.data.train)
-    _check_source("data.val", config.data.val)
+    if config.trainer.validates:
+        _check_source("data.val", config.data.val)
     _check_batches(config.data, config.rollout, config.actor)
     _check_sampling(config.rollout)
     _check_algorithm(config)
@@ -228,6 +229,6 @@ def _check_world(megatron: MegatronConfig, rollout: RolloutConfig, world_size: i
                f"{world_size} processes", f"start a multiple of {experts} processes")  # fmt: skip
     if world_size % rollout.tensor_model_parallel_size:
         refuse("rollout.tensor_model_parallel_size", rollout.tensor_model_parallel_size,
-               f"does not divide the {world_size} processes", "an engine spans whole replicas of consecutive ranks")  # fmt: skip
+               f"does not divide the {world_size} processes", "each engine takes that many ranks")  # fmt: skip
     if megatron.sequence_parallel and tp == 1:
         refuse("actor.megatron.sequence_parallel", True, "needs tensor_model_parallel_size above 1", "set it to false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_mcore.algo.groups import passes_filter
 from dapo_mcore.config import RunConfig
-from dapo_mcore.prompts import PromptSet, PromptSource, build_prompts
+from dapo_mcore.prompts import PromptSource, build_prompts
 from dapo_mcore.reward import Grader
 from dapo_mcore.rollout.engine import RolloutEngine, Sampling
 from dapo_mcore.rollout.sampler import Sampler, every_group
 from dapo_mcore.rollout.validation import Validator
+from dapo_mcore.types import Prompt
 
 # Bytes written per byte of bf16 weights: a checkpoint holds 2 + 4 + 4 + 4 per parameter, the HF export 2 more.
 DISK_PER_WEIGHT_BYTE = 8
@@ -26,7 +28,7 @@ DISK_PER_WEIGHT_BYTE = 8
 class Desk:
     config: RunConfig
     source: PromptSource
-    validation: PromptSet
+    validation: Sequence[Prompt]  # empty: the run never validates
     grader: Grader
 
     def sampler(self, engine: RolloutEngine) -> Sampler:
@@ -49,7 +51,7 @@ class Desk:
         options = self.config.rollout.val
         return Validator(
             engine=engine,
-            prompts=self.validation.prompts,
+            prompts=self.validation,
             grader=self.grader,
             sampling=Sampling(options.temperature, self.config.data.max_response_length, options.top_p, options.top_k),
             n=options.n,
@@ -73,10 +75,14 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
     """
     prepare_folder(config)
     data = config.data
-    validation = build_prompts(data.val, data, tokenizer, "data.val")
-    excluded = validation.questions if data.exclude_val_from_train else frozenset[str]()
+    validation: Sequence[Prompt] = ()
+    excluded: Collection[str] = ()
+    if config.trainer.validates:
+        held_out = build_prompts(data.val, data, tokenizer, "data.val")
+        print(f"data.val: {held_out.counts}", flush=True)
+        validation, excluded = held_out.prompts, held_out.questions if data.exclude_val_from_train else ()
     training = build_prompts(data.train, data, tokenizer, "data.train", excluded)
-    print(f"data.train: {training.counts}\ndata.val: {validation.counts}", flush=True)
+    print(f"data.train: {training.counts}", flush=True)
     grader = Grader(config.reward)
     try:
         grader.self_test(training.prompts[:4])
@@ -109,6 +115,6 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"trainer.output_dir={folder}: a checkpoint and the exported model take about {needed / 1e9:.1f} GB, the disk "
-            f"has {free / 1e9:.1f} GB left; make room or name a folder on another disk"
+            f"trainer.output_dir={folder}: a checkpoint and the exported model take about {needed / 1e9:.1f} GB, "
+            f"the disk has {free / 1e9:.1f} GB left; make room or name a folder on another disk"
         )

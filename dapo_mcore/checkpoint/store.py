@@ -111,5 +111,3 @@ def _replace(file: Path, text: str) -> None:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-

@@ -47,7 +47,8 @@ def _record(group: Group, sample: Sample) -> dict[str, object]:
 
 def _page(group: Group, sample: Sample) -> str:
     response, verdict = sample.response, sample.verdict
-    judged = f"{verdict.outcome}, accuracy {verdict.accuracy:g}, {len(response.token_ids)} tokens, {response.finish_reason}"
+    size = f"{len(response.token_ids)} tokens, {response.finish_reason}"
+    judged = f"{verdict.outcome}, accuracy {verdict.accuracy:g}, {size}"
     return (
         f"## {judged}\n\n**Prompt** (expected `{group.prompt.answer}`)\n\n```\n{group.prompt.text}\n```\n\n"
         f"**Response**\n\n```\n{response.text}\n```\n"

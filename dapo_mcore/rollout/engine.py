@@ -50,7 +50,10 @@ class RolloutEngine(Protocol):
     `load` is collective.
     """
 
-    version: int  # of the weights it samples with; -1 before the first load
+    @property
+    def version(self) -> int:
+        """Of the weights it samples with; -1 before the first load."""
+        ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Responses in the order of `requests`, whatever finished first. Leader only."""

@@ -70,7 +70,7 @@ def test_a_spent_budget_trains_on_what_passed():
 
 def test_a_spent_budget_stops_the_run_and_returns_its_prompts_when_asked_to():
     sampler = sampler_of([MIXED, WRONG], wanted=10, per_round=4, max_rounds=2, on_exhausted=OnExhausted.stop)
-    with pytest.raises(StopRun, match="4 of 10 groups passed.*max_num_gen_batches=2"):
+    with pytest.raises(StopRun, match=r"4 of 10 groups passed.*max_num_gen_batches=2"):
         sampler.collect()
     assert sampler.prompts.position == 0
 
