@@ -112,7 +112,11 @@ def install_torch(stage: Stage) -> None:
     except StageFailed:
         index = os.environ.get("TORCH_CPU_INDEX") or TORCH_CPU_INDEX
         stage.update(note=f"torch for CPU from {index}")
-        run([*command, "--extra-index-url", index], log=LOG, cwd=ROOT, on_tick=stage.update)
+        try:
+            run([*command, "--extra-index-url", index], log=LOG, cwd=ROOT, on_tick=stage.update)
+        except StageFailed as failed:
+            reason = f"torch's CPU build is neither where pip looks nor at {index}"
+            raise StageFailed(f"{failed}\n{reason}; name a mirror: make TORCH_CPU_INDEX=URL") from None
     if not list(site_packages().glob("torch-*+cpu.dist-info")):
         raise StageFailed(f"torch in {VENV} is no CPU build; remove the folder and run again")
 

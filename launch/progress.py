@@ -144,10 +144,15 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """Ends the process group the child leads, if it still runs. Politely first: torchrun has workers to end."""
     if child.poll() is not None:
         return
-    for request, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
-        os.killpg(child.pid, request)
-        try:
-            child.wait(patience_s)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    deaf = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for request, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+            os.killpg(child.pid, request)
+            try:
+                child.wait(patience_s)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        for number, handler in deaf.items():
+            signal.signal(number, handler)
