@@ -85,6 +85,7 @@ def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dt
         qk_layernorm=hf.model_type.startswith("qwen3"),
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        perform_initialization=True,  # overwritten, but it also marks what is cut over TP, which gradient norms rely on
         params_dtype=TORCH_DTYPE[dtype],
         pipeline_dtype=TORCH_DTYPE[dtype],
         bf16=dtype is Dtype.bf16,
