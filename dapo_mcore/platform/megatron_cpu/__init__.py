@@ -20,3 +20,6 @@ def apply() -> None:
     hook.install(PATCHES)
     # Running without them is what this package is for.
     warnings.filterwarnings("ignore", message=r".*(Transformer Engine|Apex).* not installed")
+    # Megatron's own defaults and calls.
+    warnings.filterwarnings("ignore", message="full scope is deprecated")
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+. is deprecated", category=FutureWarning)
