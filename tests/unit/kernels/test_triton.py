@@ -79,8 +79,8 @@ def test_no_kernel_holds_more_values_per_column_than_the_budget_assumes(kernels)
                 calls = {n.attr for n in ast.walk(node.value) if isinstance(n, ast.Attribute)}
                 if "arange" in calls or (names & blocks and not calls & {"max", "sum"}):
                     blocks.add(node.targets[0].id)
-        if not {"BLOCK", "TOKEN_BLOCK"} & {a.arg for a in kernel.args.args} or name == "token_terms":
-            continue  # works on scalars, or on a block of TOKEN_BLOCK tokens
+        if "arange" not in ast.unparse(kernel) or name == "token_terms":
+            continue  # works on scalars, or on a small block of tokens
         assert "offsets" in blocks
         assert len(blocks) <= launch_limits().kernels.LIVE_VALUES, f"{name}: {sorted(blocks)}"
 
@@ -127,13 +127,8 @@ def compile_for_hopper(name):
     return len(compiled.asm["cubin"])
 
 
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    with mock.patch.dict(os.environ, environment), ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        yield pool
-
-
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_kernels_compile_for_hopper_without_a_gpu(compiler, name):
-    assert compiler.submit(compile_for_hopper, name).result(timeout=300) > 0
+def test_kernels_compile_for_hopper_without_a_gpu(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the default, said aloud: triton warns otherwise
+    assert compile_for_hopper(name) > 0
