@@ -115,6 +115,6 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"trainer.output_dir={folder}: a checkpoint and the exported model take about {needed / 1e9:.1f} GB, "
-            f"the disk has {free / 1e9:.1f} GB left; make room or name a folder on another disk"
+            f"trainer.output_dir={folder}: a checkpoint and the exported model take about {needed / 1e6:,.0f} MB, "
+            f"the disk has {free / 1e6:,.0f} MB left; make room or name a folder on another disk"
         )

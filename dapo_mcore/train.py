@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dapo_mcore.config import RunConfig
 from dapo_mcore.config_check import check
+from dapo_mcore.observe.quiet import quiet_libraries
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FAILED = 1
@@ -95,7 +97,9 @@ def option_names(options: type, prefix: str = "") -> Iterator[str]:
 
 def run(config: RunConfig, rank: int) -> int:
     """Build and train; an error is told once, by the rank where it happened, with the traceback in a file."""
+    quiet_libraries()
     from dapo_mcore.assemble import assembled
+    from dapo_mcore.checkpoint.store import CheckpointNotWritten
     from dapo_mcore.dapo import train
     from dapo_mcore.rollout.leader import LeaderError, StopRun
 
@@ -112,7 +116,7 @@ def run(config: RunConfig, rank: int) -> int:
         return FAILED
     except Exception as error:  # noqa: BLE001 - the end of the process: told in one line, the rest in a file
         details = _write_traceback(config, rank)
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (ValueError, CheckpointNotWritten)) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)
         return FAILED
     return 0
@@ -124,18 +128,20 @@ def let_leader_speak() -> None:
 
 
 def _write_traceback(config: RunConfig, rank: int) -> Path:
-    file = Path(config.trainer.output_dir) / f"error_rank{rank}.txt"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(traceback.format_exc())
-    except OSError:  # the output folder itself may be the problem
-        traceback.print_exc()
-    return file
+    """In the output folder, or where that cannot be written, in the system's folder for temporary files."""
+    for folder in (Path(config.trainer.output_dir), Path(tempfile.gettempdir())):
+        file = folder / f"error_rank{rank}.txt"
+        try:
+            file.write_text(traceback.format_exc())
+        except OSError:
+            continue
+        return file
+    return Path(os.devnull)
 
 
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code) if code else sys.exit(0)
+    os._exit(code) if code else sys.exit(0)  # a failed rank does not wait in destructors for the others
 elif __name__ == "__mp_main__":  # a checkpoint writer started by Megatron: it must find the adapted modules
     import dapo_mcore.actor  # noqa: F401

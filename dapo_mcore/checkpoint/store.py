@@ -19,11 +19,16 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dapo_mcore.checkpoint.manifest import CorruptCheckpoint, sync, verify_manifest, write_manifest
-from dapo_mcore.rollout.leader import lead
+from dapo_mcore.rollout.leader import LeaderError, is_leader, lead
 
 PARTIAL = ".partial"
+
+
+class CheckpointNotWritten(RuntimeError):
+    """A save failed; what was saved before is as it was."""
 
 
 class Checkpointed(Protocol):
@@ -45,14 +50,17 @@ class CheckpointStore:
         """Write step_<step>; an older one is removed only after this one is complete.
 
         Raises:
-            OSError: the disk is full or not writable; earlier checkpoints are untouched.
+            CheckpointNotWritten: e.g. the disk is full; earlier checkpoints are untouched. On rank 0 with the cause.
         """
         final = self.folder / f"step_{step:06d}"
         partial = final.with_name(final.name + PARTIAL)
-        lead(lambda: _fresh(partial / "policy"))
-        dist_checkpointing.save(policy.state(loading=False), str(partial / "policy"))
-        _barrier()
-        lead(lambda: self._complete(partial, final, run_state))
+        try:
+            lead(lambda: _fresh(partial / "policy"))
+            dist_checkpointing.save(policy.state(loading=False), str(partial / "policy"))
+            _barrier()
+            lead(lambda: self._complete(partial, final, run_state))
+        except (OSError, CheckpointException) as error:
+            raise _not_written(final, error) from error
         return final
 
     def newest(self, report: Callable[[str], None]) -> Path | None:
@@ -92,6 +100,17 @@ class CheckpointStore:
                 continue
             return folder
         return None
+
+
+def _not_written(final: Path, error: OSError | CheckpointException) -> Exception:
+    """Megatron collects the failures of all ranks on rank 0; the other ranks only learn that there was one."""
+    if not is_leader():
+        return LeaderError(f"{final}: not written")
+    causes = [str(error)] if isinstance(error, OSError) else [str(cause) for cause, _ in error.failures.values()]
+    return CheckpointNotWritten(
+        f"{final}: could not be written ({'; '.join(causes)}); make room or mend the disk and start the same command "
+        "again: earlier checkpoints are untouched"
+    )
 
 
 def _fresh(folder: Path) -> None:
