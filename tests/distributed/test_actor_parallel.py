@@ -9,9 +9,9 @@ import torch
 
 from dapo_mcore.config import Dtype, Recompute
 from dapo_mcore.types import TrainBatch
-from tests.distributed import hf_reference
 from tests.distributed.actor_cases import Case, Errors, Truth, compare_all
-from tests.distributed.launch import spawn
+from tools.certificate import reference as hf_reference
+from tools.certificate.spawn import spawn
 
 BATCHES = {
     # ranks need 2 and 3 micro-batches; the longest response is above the budget of one

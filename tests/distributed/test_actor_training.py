@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dapo_mcore.config import Dtype, MegatronConfig
-from tests.distributed import hf_reference
 from tests.distributed.actor_cases import TRAINING, Resume, layout, run_training
-from tests.distributed.launch import spawn
+from tools.certificate import reference as hf_reference
+from tools.certificate.spawn import spawn
 
 BATCHES = [
     hf_reference.random_batch(seed, [(5, 30), (3, 20), (9, 13), (2, 17)], old_logprobs=seed > 0) for seed in range(3)

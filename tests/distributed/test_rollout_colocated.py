@@ -13,7 +13,6 @@ import torch
 from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.engine import Request, Sampling
 from dapo_mcore.types import Response
-from tests.distributed.launch import spawn
 from tests.distributed.rollout_ranks import one_replica_over_all, replicas_and_failures
 from tests.e2e.tiny_policies import (
     LENGTHS,
@@ -28,6 +27,7 @@ from tests.e2e.tiny_policies import (
     save_policy,
     weights_in,
 )
+from tools.certificate.spawn import spawn
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=RESPONSE_LENGTH)
 WANTED = requests(5, 3)  # 15: not the same number for two replicas

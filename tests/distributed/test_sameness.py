@@ -3,9 +3,9 @@
 import pytest
 
 from dapo_mcore.config import MegatronConfig
-from tests.distributed.launch import spawn
 from tests.distributed.sameness_ranks import STEPS, Case, run_cases
 from tests.e2e.tiny_policies import FAMILIES, save_policy
+from tools.certificate.spawn import spawn
 
 DATA_PARALLEL = MegatronConfig()
 TENSOR_PARALLEL = MegatronConfig(tensor_model_parallel_size=2, sequence_parallel=True)

@@ -11,8 +11,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from dapo_mcore.weights.names import hf_shapes
-from tests.distributed.hf_reference import EXPERTS, SIZES, VOCAB, tiny_model
-from tests.distributed.launch import spawn
 from tests.distributed.weights_ranks import (
     LENGTHS,
     converted_and_saved,
@@ -21,6 +19,8 @@ from tests.distributed.weights_ranks import (
     run_all,
     transformer_engine_round_trip,
 )
+from tools.certificate.reference import EXPERTS, SIZES, VOCAB, tiny_model
+from tools.certificate.spawn import spawn
 
 SINGLE, TP2, PP2, PP2_VPP2, EP2 = {}, {"tp": 2, "etp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}, {"ep": 2}
 TP2_EP2 = {"tp": 2, "ep": 2, "etp": 1}

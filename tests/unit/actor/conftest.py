@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
-from tests.distributed.hf_reference import tiny_model
+from tools.certificate.reference import tiny_model
 
 MakeActor = Callable[..., Actor]
 

@@ -12,7 +12,7 @@ import transformers
 
 from dapo_mcore.actor.build import read_hf_config, transformer_config
 from dapo_mcore.config import Dtype, MegatronConfig, Recompute
-from tests.distributed.hf_reference import FAMILIES, LLAMA3, SIZES, tiny_model
+from tools.certificate.reference import FAMILIES, LLAMA3, SIZES, tiny_model
 
 
 def folder_with(tmp_path: Path, kind: str, **options: Any) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
@@ -22,7 +22,7 @@ def spawn(function: Callable[..., Any], world_size: int, *args: Any, limit_s: fl
     `function` must be importable by name. An exception on any rank is raised here; ranks that hang are killed after
     `limit_s` seconds.
     """
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, ENVIRONMENT):
+    with tempfile.TemporaryDirectory() as folder, _environment(ENVIRONMENT):
         context = mp.start_processes(_run, (world_size, folder, function, args), world_size, join=False)
         deadline = time.monotonic() + limit_s
         try:
@@ -33,6 +33,21 @@ def spawn(function: Callable[..., Any], world_size: int, *args: Any, limit_s: fl
             for process in context.processes:
                 process.kill()
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set for the processes started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -1,8 +1,12 @@
-"""The truth for the actor: tiny Hugging Face models in one process, and DAPO's loss in plain torch, all in float64."""
+"""The truth of the certificate: tiny Hugging Face models in one process, and the loss in plain torch, in float64.
+
+Written without the project's own maths: no function of dapo_mcore or dapo_kernels computes anything here.
+"""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +15,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from dapo_mcore.config import ActorConfig
 from dapo_mcore.types import TrainBatch
 
 VOCAB = 131  # not a multiple of 2: the head has padded columns under tensor parallelism
@@ -91,17 +96,16 @@ def random_batch(seed: int, lengths: list[tuple[int, int]], *, old_logprobs: boo
 
 def response_logprobs(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0) -> Tensor:
     """[N] float64."""
+    return chosen(response_distributions(model, batch, temperature), batch)
+
+
+def chosen(distributions: Tensor, batch: TrainBatch) -> Tensor:
+    """[N, V] -> [N]: of the sampled tokens."""
     targets = torch.cat([ids[prompt:] for ids, prompt in _responses(batch)])
-    return _response_distributions(model, batch, temperature).gather(1, targets[:, None])[:, 0]
+    return distributions.gather(1, targets[:, None])[:, 0]
 
 
-def response_entropy(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0) -> Tensor:
-    """[N] float64, nats."""
-    logprobs = _response_distributions(model, batch, temperature)
-    return -(logprobs.exp() * logprobs).sum(-1)
-
-
-def _response_distributions(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float) -> Tensor:
+def response_distributions(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float) -> Tensor:
     """[N, V] float64 log-probabilities: one forward per response, no padding."""
     logits = [model(ids[None]).logits[0, prompt - 1 : -1].double() for ids, prompt in _responses(batch)]
     return (torch.cat(logits) / temperature).log_softmax(-1)
@@ -113,25 +117,69 @@ def _responses(batch: TrainBatch) -> list[tuple[Tensor, int]]:
     return list(zip(batch.token_ids.split(totals), batch.prompt_lengths.tolist(), strict=True))
 
 
-def dapo_loss(logprobs: Tensor, batch: TrainBatch, low: float = 0.2, high: float = 0.28, dual: float = 10.0) -> Tensor:
+@dataclass(frozen=True)
+class Truth:
+    """Of one update on one batch."""
+
+    loss: float
+    metrics: dict[str, float]  # by the actor's names
+    gradients: dict[str, Tensor]  # float64, by the names of a saved model (experts apart)
+
+
+def dapo_loss(logprobs: Tensor, batch: TrainBatch, options: ActorConfig | None = None) -> Tensor:
     """0-d: eq. 8 of DAPO with the dual clip, over all trained tokens."""
+    options = options or ActorConfig()
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs.double()
     ratio = (logprobs - old).exp()
     advantages = batch.advantages.double()
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-    surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual * advantages), surrogate)
+    clipped = ratio.clamp(1 - options.clip_ratio_low, 1 + options.clip_ratio_high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    dual = torch.maximum(surrogate, options.clip_ratio_c * advantages)
+    surrogate = torch.where(advantages < 0, dual, surrogate)
     return -surrogate[batch.loss_mask].sum() / batch.loss_mask.sum()
+
+
+def metrics(logprobs: Tensor, entropy: Tensor, batch: TrainBatch, options: ActorConfig) -> dict[str, float]:
+    """Means over the trained tokens of `logprobs` and `entropy`, [N] each."""
+    trained = batch.loss_mask
+    logprobs, advantages = logprobs.detach()[trained], batch.advantages[trained]
+    old = logprobs if batch.old_logprobs is None else batch.old_logprobs[trained].double()
+    ratio, gap = (logprobs - old).exp(), old - batch.rollout_logprobs[trained].double()
+    means = {
+        "actor/entropy": entropy[trained],
+        "actor/clip_fraction_high": (advantages > 0) & (ratio > 1 + options.clip_ratio_high),
+        "actor/clip_fraction_low": (advantages < 0) & (ratio < 1 - options.clip_ratio_low),
+        "actor/clip_fraction_dual": (advantages < 0) & (ratio > options.clip_ratio_c),
+        "actor/ratio_mean": ratio,
+        "actor/kl_old": old - logprobs,
+        "actor/mismatch_abs": gap.abs(),
+        "actor/mismatch_kl": gap.exp() - 1 - gap,
+    }
+    return {name: values.double().mean().item() for name, values in means.items()}
+
+
+def truth(
+    model: transformers.PreTrainedModel, batch: TrainBatch, options: ActorConfig | None = None, temperature: float = 1.0
+) -> Truth:
+    """Loss, metrics and gradients of one update with `options`."""
+    options = options or ActorConfig()
+    model = in_float64(model)
+    distributions = response_distributions(model, batch, temperature)
+    logprobs = chosen(distributions, batch)
+    entropy = -(distributions.exp() * distributions).sum(-1)
+    loss = dapo_loss(logprobs, batch, options) - options.entropy_coeff * entropy[batch.loss_mask].mean()
+    loss.backward()
+    gradients = split_experts({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    found = metrics(logprobs, entropy.detach(), batch, options)
+    return Truth(loss.item(), found | {"actor/loss": loss.item(), "actor/grad_norm": norm.item()}, gradients)
 
 
 def loss_and_gradients(
     model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float = 1.0
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss and its gradient by name of the parameter in a saved model (experts apart), in float64."""
-    model = in_float64(model)
-    loss = dapo_loss(response_logprobs(model, batch, temperature), batch)
-    loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return loss.item(), split_experts(gradients)
+    exact = truth(model, batch, temperature=temperature)
+    return exact.loss, exact.gradients
 
 
 def split_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
