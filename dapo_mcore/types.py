@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the configuration and the prompt side work without torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -42,6 +43,8 @@ class Response:
     text: str
     finish_reason: FinishReason
     version: int  # policy version that sampled it: number of training steps the weights have behind them
+    # [prompt + response - 1, layers, top_k]: experts each token was sent to; the last token is sampled, never read
+    routes: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
 
 class Outcome(StrEnum):
@@ -93,6 +96,10 @@ class TrainBatch:
     advantages: Tensor  # [N] float32
     rollout_logprobs: Tensor  # [N] float32: from the engine (behaviour policy)
     old_logprobs: Tensor | None = None  # [N] float32: pi_old of the clip; None: on-policy, the ratio is exactly 1
+    ref_logprobs: Tensor | None = None  # [N] float32: of the reference model; None: no option needs it
+    rewards: Tensor | None = None  # [S] float32, shaped, NaN where not graded; None: not made of rewards
+    groups: Tensor | None = None  # [S] int64: which responses the advantage compares, with `rewards`
+    routes: Tensor | None = None  # [L, layers, top_k] uint8 or int16: experts the engine chose; None: no replay
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -102,12 +109,28 @@ class TrainBatch:
         """Tokens that share the token-mean's denominator, once every mask is final."""
         return int(self.loss_mask.sum())
 
+    @property
+    def responses(self) -> Tensor:
+        """[N] int64: which response each token belongs to."""
+        from torch import arange  # prompts and reward workers use this module without torch
+
+        return arange(len(self)).repeat_interleave(self.response_lengths)
+
+    @property
+    def trained_lengths(self) -> Tensor:
+        """[S] int64: trained tokens of each response."""
+        return self.sum_by_response(self.loss_mask.long())
+
+    def sum_by_response(self, values: Tensor) -> Tensor:
+        """[N] -> [S]: what is masked must be 0."""
+        return values.new_zeros(len(self)).index_add_(0, self.responses, values)
+
     def with_old_logprobs(self, old_logprobs: Tensor) -> TrainBatch:
         return replace(self, old_logprobs=old_logprobs)
 
     def select(self, order: Sequence[int]) -> TrainBatch:
         """The responses `order`, in that order."""
-        from torch import cat, tensor  # prompts and reward workers use this module without torch
+        from torch import cat, tensor  # see `responses`
 
         totals = (self.prompt_lengths + self.response_lengths).tolist()
         lengths = self.response_lengths.tolist()
@@ -117,6 +140,9 @@ class TrainBatch:
             rows = flat.split(sizes)
             return cat([flat[:0], *(rows[i] for i in order)])
 
+        def if_present(flat: Tensor | None) -> Tensor | None:
+            return None if flat is None else gather(flat, lengths)
+
         return TrainBatch(
             token_ids=gather(self.token_ids, totals),
             prompt_lengths=self.prompt_lengths[index],
@@ -124,7 +150,11 @@ class TrainBatch:
             loss_mask=gather(self.loss_mask, lengths),
             advantages=gather(self.advantages, lengths),
             rollout_logprobs=gather(self.rollout_logprobs, lengths),
-            old_logprobs=None if self.old_logprobs is None else gather(self.old_logprobs, lengths),
+            old_logprobs=if_present(self.old_logprobs),
+            ref_logprobs=if_present(self.ref_logprobs),
+            rewards=None if self.rewards is None else self.rewards[index],
+            groups=None if self.groups is None else self.groups[index],
+            routes=None if self.routes is None else gather(self.routes, totals),
         )
 
     def split(self, size: int) -> list[TrainBatch]:

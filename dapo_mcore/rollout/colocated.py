@@ -41,6 +41,7 @@ class ColocatedEngine:
         *,
         max_prompt_length: int,
         max_response_length: int,
+        record_routes: bool = False,
     ) -> None:
         """Start the engine of this rank. Collective over the torch.distributed world, if there is one.
 
@@ -66,6 +67,7 @@ class ColocatedEngine:
                 max_prompt_length=max_prompt_length,
                 max_response_length=max_response_length,
                 job=job,
+                record_routes=record_routes,
             )
         )
 

@@ -21,6 +21,7 @@ class Sampling:
     max_tokens: int
     top_p: float = 1.0
     top_k: int = -1  # -1: all
+    routes: bool = False  # responses carry the experts of their tokens; needs an engine built for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from dapo_mcore.rollout.vllm_env import prepare_environment
 from dapo_mcore.types import FinishReason, Response
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
     from vllm import EngineArgs, LLMEngine, SamplingParams
 
@@ -57,6 +58,7 @@ class VllmEngine:
         max_prompt_length: int,
         max_response_length: int,
         job: str = "",
+        record_routes: bool = False,
     ) -> None:
         """Load the model of `model.path`.
 
@@ -67,6 +69,7 @@ class VllmEngine:
             max_prompt_length: tokens; longer prompts are refused.
             max_response_length: tokens.
             job: names this run's shared memory; the same on all ranks, used by no other run on the host.
+            record_routes: responses can carry the experts of their tokens (`Sampling.routes`).
 
         Raises:
             ValueError: rollout.kv_cache_mb cannot hold one sequence; or vLLM refused the model or an option.
@@ -76,10 +79,11 @@ class VllmEngine:
         self._stop_token_ids = sorted(end_of_sequence(Path(model.path), tokenizer))
         self._max_prompt_length = max_prompt_length
         self._max_response_length = max_response_length
+        self._record_routes = record_routes
         self._is_guest = dist.is_initialized()
         with undisturbed_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # vLLM's dependencies warn of one another; what matters is raised
-            self._llm = _start(model, rollout, max_prompt_length + max_response_length, job)
+            self._llm = _start(model, rollout, max_prompt_length + max_response_length, job, record_routes)
         if self._is_guest:  # vLLM tears the torch.distributed world down with a discarded engine: keep it to the end
             atexit.register(self._llm.engine_core.shutdown)
 
@@ -96,8 +100,13 @@ class VllmEngine:
                 self._llm.add_request(str(position), prompt, self._params(request, sampling))
             finished = {}
             while self._llm.has_unfinished_requests():
-                finished |= {int(output.request_id): self._response(output) for output in self._llm.step()}
-        return [finished[position] for position in range(len(requests))]
+                finished |= {int(output.request_id): output for output in self._llm.step()}
+        outputs = [finished[position] for position in range(len(requests))]
+        routes = self._take_routes(outputs) if self._record_routes else [None] * len(outputs)
+        return [
+            self._response(output, chosen if sampling.routes else None)
+            for output, chosen in zip(outputs, routes, strict=True)
+        ]
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over `weights`, pairs of HF name and full tensor, and forget what was computed with the old ones.
@@ -164,7 +173,16 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _response(self, output: Any) -> Response:
+    def _take_routes(self, outputs: Sequence[Any]) -> list[NDArray[Any]]:
+        """Of each output [prompt + response - 1, layers, top_k]."""
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return [output.outputs[0].routed_experts for output in outputs]
+        (recorded,) = self._llm.collective_rpc("take_routes")
+        return [recorded[output.request_id] for output in outputs]
+
+    def _response(self, output: Any, routes: NDArray[Any] | None) -> Response:
         (sample,) = output.outputs
         return Response(
             token_ids=tuple(sample.token_ids),
@@ -172,6 +190,7 @@ class VllmEngine:
             text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(sample.finish_reason),
             version=self.version,
+            routes=routes,
         )
 
 
@@ -183,7 +202,7 @@ def end_of_sequence(model: Path, tokenizer: Tokenizer) -> set[int]:
     return {token for entries in lists for token in entries}
 
 
-def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str) -> LLMEngine:
+def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str, record_routes: bool) -> LLMEngine:
     """An engine in the torch.distributed world, if there is one, or in a world of its own."""
     from vllm import EngineArgs
     from vllm.platforms import current_platform
@@ -205,7 +224,8 @@ def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: 
         distributed_executor_backend="external_launcher" if is_one_of_many else "uni",
         kv_cache_memory_bytes=rollout.kv_cache_mb << 20,
         gpu_memory_utilization=0.01,  # a start-up check of free memory and nothing else, the KV cache being given
-        enable_prefix_caching=True,
+        enable_prefix_caching=not (on_cpu and record_routes),  # see RouteRecorder
+        enable_return_routed_experts=record_routes and not on_cpu,
         # On a CPU a seeded request whose prompt is cut into chunks dies: "CPU Generator does not use offset".
         enable_chunked_prefill=not on_cpu,
         max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
@@ -218,7 +238,10 @@ def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: 
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
-    return _launch(args, rollout.kv_cache_mb)
+    llm = _launch(args, rollout.kv_cache_mb)
+    if record_routes and on_cpu:
+        llm.collective_rpc("record_routes")
+    return llm
 
 
 def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:

@@ -1,4 +1,4 @@
-"""New weights into a live vLLM worker. vLLM itself imports this module, by the name it was given."""
+"""What this package adds to a vLLM worker. vLLM itself imports this module, by the name it was given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from dapo_mcore.rollout import vllm_cpu
+from dapo_mcore.rollout.vllm_routes import RouteRecorder
 
 
 class WeightUpdate:
@@ -20,6 +21,7 @@ class WeightUpdate:
 
     vllm_config: VllmConfig  # of the worker
     model_runner: Any  # of the worker
+    route_recorder: RouteRecorder
 
     def update_weights_from(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace every weight of the model by `weights`, pairs of HF name and full tensor; this rank keeps its cut.
@@ -42,6 +44,14 @@ class WeightUpdate:
             finalize_layerwise_reload(model, self.vllm_config.model_config)
             if current_platform.is_cpu():
                 vllm_cpu.after_reload(model)
+
+    def record_routes(self) -> None:
+        """Keep the experts of every token from here on (CPU)."""
+        self.route_recorder = RouteRecorder(self.model_runner)
+
+    def take_routes(self) -> dict[str, Any]:
+        """See `RouteRecorder.take`."""
+        return self.route_recorder.take()
 
 
 def _incomplete_layers(model: nn.Module) -> set[str]:
