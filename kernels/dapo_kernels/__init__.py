@@ -7,13 +7,13 @@ from dapo_kernels.api import (
     linear_logprobs,
 )
 from dapo_kernels.call import PolicyLoss
-from dapo_kernels.spec import KLEstimator, PolicyLossSpec, RatioMode
+from dapo_kernels.spec import KLEstimator, PolicyLossSpec, Surrogate
 
 __all__ = [
     "KLEstimator",
     "PolicyLoss",
     "PolicyLossSpec",
-    "RatioMode",
+    "Surrogate",
     "TokenLogprobs",
     "fused_linear_policy_loss",
     "fused_policy_loss_from_logits",

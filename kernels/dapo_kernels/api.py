@@ -48,7 +48,8 @@ def fused_linear_policy_loss(
 
     hidden [T, H], weight [V/tp, H]: bf16, fp16, fp32 or fp64, alike. targets [T] int64 global ids. advantages,
     old_logprobs, ref_logprobs, token_weights [T] float32; loss_mask [T] bool. `old_logprobs=None` means on-policy: the
-    ratio is 1 and its gradient that of the log-probability. `scale` is 1 / (number of tokens of the optimizer's batch).
+    ratio is 1 and its gradient that of the log-probability. `token_weights` times `scale` is the factor of everything a
+    token adds: for the token mean no weights, and 1 / (number of tokens of the optimizer's batch).
 
     Tensor parallelism: `weight` is this rank's shard with global ids from `vocab_start`; shards may differ in size. The
     gradient of `hidden` is this rank's part, to be summed over the group by the caller (Megatron's

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dapo_kernels.policy import TokenInputs
+from dapo_kernels.policy import TokenInputs, bonus_weights
 from dapo_kernels.shard import Merge, RowStatistics, VocabShard
 from dapo_kernels.spec import PolicyLossSpec
 
@@ -25,9 +25,10 @@ class RowKernels:
 
     statistics(logits, columns, inverse_temperature) -> RowStatistics of these columns. May overwrite the logits.
     token_terms(merged statistics, tokens, spec) -> logprobs, entropy, d loss / d logprobs, [n] each.
-    gradient(logits, columns, local, merged, derivative, entropy_coeff, inverse_temperature, sources, dtype) -> [k, V]:
-        row i is derivative (onehot - p) + entropy_coeff p (log p + H), times inverse_temperature, of row sources[i]. It
-        may lie in the logits' memory: sources[i] is i, or a row from behind k while row i itself is not wanted.
+    gradient(logits, columns, local, merged, derivative, bonus, inverse_temperature, sources, dtype) -> [k, V]:
+        row i is derivative (onehot - p) + bonus p (log p + H), times inverse_temperature, of row sources[i]; `bonus` is
+        [n] or None. It may lie in the logits' memory: sources[i] is i, or a row from behind k while row i itself is not
+        wanted.
     scale_in_place(values, factor): values *= factor, 0-d.
     loss_from_logits: the whole loss without chunks, where the backend has it (see triton_rows).
     """
@@ -110,9 +111,10 @@ class _Chunk:
         if walk.tokens is None:
             walk.logprobs[span], walk.entropy[span] = merged.logprobs, merged.entropy
             return
-        terms = walk.kernels.token_terms(merged, walk.tokens.select(span), walk.spec)
-        walk.logprobs[span], walk.entropy[span], derivative = terms
-        active = torch.ones_like(derivative, dtype=torch.bool) if walk.spec.entropy_coeff else derivative != 0
+        tokens = walk.tokens.select(span)
+        walk.logprobs[span], walk.entropy[span], derivative = walk.kernels.token_terms(merged, tokens, walk.spec)
+        bonus = bonus_weights(derivative, tokens, walk.spec)
+        active = derivative != 0 if bonus is None else (derivative != 0) | (bonus != 0)
         count, missing = torch.stack([active.sum(), (merged.held == 0).sum()]).tolist()
         refuse_missing_targets(missing)
         if not walk.head.wants_gradient or count == 0:
@@ -122,8 +124,8 @@ class _Chunk:
             dlogits = self.logits[:count].to(walk.head.gradient_dtype)
         else:
             dlogits = walk.kernels.gradient(
-                self.logits, self.columns, self.local, merged, derivative,
-                walk.spec.entropy_coeff, 1 / walk.spec.temperature, sources, walk.head.gradient_dtype)  # fmt: skip
+                self.logits, self.columns, self.local, merged, derivative, bonus,
+                1 / walk.spec.temperature, sources, walk.head.gradient_dtype)  # fmt: skip
         walk.head.accept(sources + span.start, dlogits)
 
 

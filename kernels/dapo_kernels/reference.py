@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dapo_kernels.policy import TokenInputs, token_loss
+from dapo_kernels.policy import TokenInputs, bonus_weights, token_loss
 from dapo_kernels.shard import VocabShard
 from dapo_kernels.spec import PolicyLossSpec
 
@@ -50,4 +50,8 @@ def _gather_columns(logits: Tensor, shard: VocabShard) -> tuple[Tensor, int]:
 
 def total_loss(logprobs: Tensor, entropy: Tensor, tokens: TokenInputs, spec: PolicyLossSpec) -> Tensor:
     """Sum over the n tokens, 0-d; differentiable in `logprobs` and `entropy`."""
-    return (token_loss(logprobs, tokens, spec) - spec.entropy_coeff * entropy).sum()
+    loss = token_loss(logprobs, tokens, spec)
+    if tokens.token_weights is not None:
+        loss = loss * tokens.token_weights
+    bonus = bonus_weights(entropy, tokens, spec)
+    return (loss if bonus is None else loss - bonus * entropy).sum()

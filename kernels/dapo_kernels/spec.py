@@ -16,15 +16,16 @@ class KLEstimator(StrEnum):
     LOW_VAR = "low_var"  # k3 with d clamped to +-20 and the value to at most 10; no gradient beyond
 
 
-class RatioMode(StrEnum):
-    """Over what the importance ratio is formed."""
+class Surrogate(StrEnum):
+    """What the clip does to a token. The ratio r is exp(logprob - old_logprob); A is its advantage."""
 
-    TOKEN = "token"  # exp(logprob - old_logprob) of each token
+    CLIPPED = "clipped"  # DAPO eq. 8 with dual clip: -A r inside the bounds of the sign of A, constant outside
+    CISPO = "cispo"  # arXiv:2506.13585: -A sg[clip(r, 1 - clip_low, 1 + clip_high)] logprob; every token learns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyLossSpec:
-    """Decoupled-clip policy loss of one token, DAPO (arXiv:2503.14476, eq. 8) with dual clip (arXiv:1912.09729)."""
+    """Loss of a token; by default the decoupled clip of DAPO (arXiv:2503.14476) and dual clip (arXiv:1912.09729)."""
 
     clip_low: float = 0.2  # epsilon_low: the ratio's lower bound is 1 - clip_low
     clip_high: float = 0.28  # epsilon_high: its upper bound is 1 + clip_high
@@ -33,7 +34,7 @@ class PolicyLossSpec:
     entropy_coeff: float = 0.0  # weight of the entropy bonus, subtracted from the loss
     kl_coeff: float = 0.0  # weight of the KL penalty against ref_logprobs
     kl_estimator: KLEstimator = KLEstimator.K3
-    ratio_mode: RatioMode = RatioMode.TOKEN
+    surrogate: Surrogate = Surrogate.CLIPPED
 
     def __post_init__(self) -> None:
         _require(0 <= self.clip_low < 1, "clip_low", self.clip_low, "must be in [0, 1)")
@@ -43,7 +44,7 @@ class PolicyLossSpec:
         _require(math.isfinite(self.entropy_coeff), "entropy_coeff", self.entropy_coeff, "must be finite")
         _require(math.isfinite(self.kl_coeff), "kl_coeff", self.kl_coeff, "must be finite")
         _require(self.kl_estimator in tuple(KLEstimator), "kl_estimator", self.kl_estimator, "use a KLEstimator")
-        _require(self.ratio_mode in tuple(RatioMode), "ratio_mode", self.ratio_mode, "use a RatioMode")
+        _require(self.surrogate in tuple(Surrogate), "surrogate", self.surrogate, "use a Surrogate")
 
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:

@@ -41,7 +41,7 @@ def gradient(
     local: RowStatistics,
     merged: RowStatistics,
     derivative: Tensor,
-    entropy_coeff: float,
+    bonus: Tensor | None,
     inverse_temperature: float,
     sources: Tensor,
     dtype: torch.dtype,
@@ -53,13 +53,13 @@ def gradient(
     output = logits[:count]
     to_probability = ((local.peak - merged.peak).exp() / merged.sum_exp)[sources]
     derivative = derivative[sources] * inverse_temperature
-    if entropy_coeff == 0:
+    if bonus is None:
         output.mul_((-derivative * to_probability)[:, None])
     else:
         output.mul_(to_probability[:, None])
         p_log_p = torch.special.xlogy(output, output)
-        bonus = entropy_coeff * inverse_temperature
-        output.mul_((bonus * merged.entropy[sources] - derivative)[:, None]).add_(p_log_p, alpha=bonus)
+        bonus = bonus[sources] * inverse_temperature
+        output.mul_((bonus * merged.entropy[sources] - derivative)[:, None]).addcmul_(p_log_p, bonus[:, None])
     columns = columns[sources]
     output.scatter_add_(1, columns.clamp(min=0)[:, None], torch.where(columns >= 0, derivative, 0.0)[:, None])
     return output.to(dtype)

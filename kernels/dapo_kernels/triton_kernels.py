@@ -87,19 +87,23 @@ def _kl_derivative(difference, KL: tl.constexpr):
 @triton.jit
 def _loss_derivative(
     logprob, advantage, old, ref, weight, lower_negative, upper_positive, upper_negative, kl_coeff,
-    HAS_OLD: tl.constexpr, KL: tl.constexpr,
+    HAS_OLD: tl.constexpr, KL: tl.constexpr, CISPO: tl.constexpr,
 ):  # fmt: skip
-    """policy.token_loss_derivative."""
+    """policy.token_loss_derivative. CISPO's bounds are lower_negative and upper_positive for either sign."""
     ratio = logprob * 0.0 + 1.0
     if HAS_OLD:
         log_ratio = logprob - old
         ratio = tl.exp(tl.where(log_ratio > LARGEST_LOG_RATIO, LARGEST_LOG_RATIO, log_ratio))
-    lower = tl.where(advantage < 0, lower_negative, 0.0)
-    upper = tl.where(advantage < 0, upper_negative, upper_positive)
-    derivative = tl.where((ratio >= lower) & (ratio <= upper), -advantage * ratio, 0.0) * weight
+    if CISPO:
+        ratio = tl.where(ratio < lower_negative, lower_negative, ratio)
+        derivative = -advantage * tl.where(ratio > upper_positive, upper_positive, ratio)
+    else:
+        lower = tl.where(advantage < 0, lower_negative, 0.0)
+        upper = tl.where(advantage < 0, upper_negative, upper_positive)
+        derivative = tl.where((ratio >= lower) & (ratio <= upper), -advantage * ratio, 0.0)
     if KL != NO_KL:
         derivative += kl_coeff * _kl_derivative(logprob - ref, KL)
-    return tl.where(logprob != logprob, logprob, derivative)
+    return tl.where(logprob != logprob, logprob, derivative * weight)
 
 
 @triton.jit
@@ -124,7 +128,7 @@ def row_statistics(
 def token_terms(
     statistics_ptr, advantages_ptr, old_ptr, ref_ptr, weights_ptr, out_ptr, rows,
     lower_negative, upper_positive, upper_negative, kl_coeff,
-    HAS_OLD: tl.constexpr, HAS_WEIGHTS: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_OLD: tl.constexpr, HAS_WEIGHTS: tl.constexpr, KL: tl.constexpr, CISPO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [3, rows]: logprob, entropy and d loss / d logprob, from statistics [5, rows] over the whole vocabulary."""
     for first in range(tl.program_id(0) * BLOCK, rows, tl.num_programs(0) * BLOCK):
@@ -141,8 +145,9 @@ def token_terms(
         weight = tl.load(weights_ptr + row, mask=inside & HAS_WEIGHTS, other=1.0)
         ref = tl.load(ref_ptr + row, mask=inside & (KL != NO_KL), other=0.0)
         derivative = _loss_derivative(
-            logprob, advantage, old, ref, weight, lower_negative, upper_positive, upper_negative, kl_coeff, HAS_OLD, KL
-        )
+            logprob, advantage, old, ref, weight, lower_negative, upper_positive, upper_negative, kl_coeff,
+            HAS_OLD, KL, CISPO,
+        )  # fmt: skip
         tl.store(out_ptr + row, logprob, mask=inside)
         tl.store(out_ptr + rows + row, log_sum - weighted / sum_exp, mask=inside)
         tl.store(out_ptr + 2 * rows + row, derivative, mask=inside)
@@ -151,7 +156,7 @@ def token_terms(
 @triton.jit
 def row_gradient(
     logits_ptr, stride, out_ptr, out_stride, sources_ptr, columns_ptr, peak_ptr, sum_exp_ptr, entropy_ptr,
-    derivative_ptr, count, columns, bonus, inverse_temperature,
+    derivative_ptr, bonus_ptr, count, columns, inverse_temperature,
     BLOCK: tl.constexpr, HAS_BONUS: tl.constexpr, NARROWS: tl.constexpr,
 ):  # fmt: skip
     """Row i of out [count, columns] is the gradient of row sources[i] of the logits; both may share their memory."""
@@ -167,7 +172,7 @@ def row_gradient(
             tl.log(tl.load(sum_exp_ptr + source)),
             tl.load(entropy_ptr + source),
             tl.load(derivative_ptr + source),
-            bonus,
+            tl.load(bonus_ptr + source, mask=HAS_BONUS, other=0.0),
             inverse_temperature,
             BLOCK,
             HAS_BONUS,
@@ -180,8 +185,8 @@ def loss_from_logits(
     logits_ptr, stride, out_ptr, out_stride, mask_ptr, columns_ptr, advantages_ptr, old_ptr, ref_ptr, weights_ptr,
     scale_ptr, logprobs_ptr, entropy_ptr, rows, columns, width,
     lower_negative, upper_positive, upper_negative, kl_coeff, bonus, inverse_temperature,
-    HAS_OLD: tl.constexpr, HAS_WEIGHTS: tl.constexpr, KL: tl.constexpr, HAS_BONUS: tl.constexpr,
-    WRITES: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_OLD: tl.constexpr, HAS_WEIGHTS: tl.constexpr, KL: tl.constexpr, CISPO: tl.constexpr,
+    HAS_BONUS: tl.constexpr, WRITES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Everything about each row of logits [rows, columns], with its gradient times *scale in out [rows, width].
 
@@ -194,7 +199,7 @@ def loss_from_logits(
         out_row_ptr = out_ptr + tl.cast(row, tl.int64) * out_stride
         column = tl.load(columns_ptr + row).to(tl.int32)
         unmasked = tl.load(mask_ptr + row) != 0
-        peak, sum_exp, weighted, derivative = 0.0, 1.0, 0.0, 0.0
+        peak, sum_exp, weighted, derivative, weight = 0.0, 1.0, 0.0, 0.0, 1.0
         if unmasked:
             peak, sum_exp, weighted = _row_statistics(row_ptr, columns, inverse_temperature, BLOCK)
             held = column >= 0
@@ -202,20 +207,22 @@ def loss_from_logits(
             logprob = tl.where(held, z - peak - tl.log(sum_exp), float("nan"))
             tl.store(logprobs_ptr + row, logprob)
             tl.store(entropy_ptr + row, tl.log(sum_exp) - weighted / sum_exp)
+            weight = tl.load(weights_ptr + row, mask=HAS_WEIGHTS, other=1.0)
             derivative = _loss_derivative(
                 logprob,
                 tl.load(advantages_ptr + row),
                 tl.load(old_ptr + row, mask=HAS_OLD, other=0.0),
                 tl.load(ref_ptr + row, mask=KL != NO_KL, other=0.0),
-                tl.load(weights_ptr + row, mask=HAS_WEIGHTS, other=1.0),
-                lower_negative, upper_positive, upper_negative, kl_coeff, HAS_OLD, KL,
+                weight,
+                lower_negative, upper_positive, upper_negative, kl_coeff, HAS_OLD, KL, CISPO,
             )  # fmt: skip
         if WRITES:
             if unmasked & (HAS_BONUS | (derivative != 0)):
                 log_sum = tl.log(sum_exp)
                 _write_row_gradient(
                     row_ptr, out_row_ptr, columns, width, column, peak, log_sum, log_sum - weighted / sum_exp,
-                    derivative * scale, bonus * scale, inverse_temperature, BLOCK, HAS_BONUS, tl.constexpr(False),
+                    derivative * scale, bonus * weight * scale, inverse_temperature, BLOCK, HAS_BONUS,
+                    tl.constexpr(False),
                 )  # fmt: skip
             else:
                 _write_zeros(out_row_ptr, width, BLOCK)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dapo_kernels import triton_kernels
 from dapo_kernels.policy import TokenInputs
 from dapo_kernels.shard import RowStatistics
-from dapo_kernels.spec import KLEstimator, PolicyLossSpec
+from dapo_kernels.spec import KLEstimator, PolicyLossSpec, Surrogate
 
 kernels: Any = triton_kernels  # launched with keywords of Triton's own
 MAX_PROGRAMS = 65_535  # of a grid on Ascend
@@ -71,7 +71,7 @@ def gradient(
     local: RowStatistics,
     merged: RowStatistics,
     derivative: Tensor,
-    entropy_coeff: float,
+    bonus: Tensor | None,
     inverse_temperature: float,
     sources: Tensor,
     dtype: torch.dtype,
@@ -82,8 +82,8 @@ def gradient(
     with torch.cuda.device_of(logits):
         kernels.row_gradient[programs(count)](
             logits, logits.stride(0), out, out.stride(0), sources, columns, merged.peak, merged.sum_exp,
-            merged.entropy, derivative, count, width, entropy_coeff, inverse_temperature,
-            BLOCK=block_columns(width), HAS_BONUS=entropy_coeff != 0, NARROWS=dtype.itemsize < logits.dtype.itemsize,
+            merged.entropy, derivative, derivative if bonus is None else bonus, count, width, inverse_temperature,
+            BLOCK=block_columns(width), HAS_BONUS=bonus is not None, NARROWS=dtype.itemsize < logits.dtype.itemsize,
             num_warps=NUM_WARPS)  # fmt: skip
     return out
 
@@ -137,6 +137,7 @@ def _token_flags(tokens: TokenInputs, spec: PolicyLossSpec) -> dict[str, Any]:
         "HAS_OLD": tokens.old_logprobs is not None,
         "HAS_WEIGHTS": tokens.token_weights is not None,
         "KL": KL_CODES[spec.kl_estimator].value if penalised else kernels.NO_KL.value,
+        "CISPO": spec.surrogate is Surrogate.CISPO,
     }
 
 

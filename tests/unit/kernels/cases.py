@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from dapo_kernels import KLEstimator, PolicyLossSpec
+from dapo_kernels import KLEstimator, PolicyLossSpec, Surrogate
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -89,7 +89,7 @@ class Case:
         return float64.policy_loss(
             logits, **inputs, clip_low=spec.clip_low, clip_high=spec.clip_high, clip_ratio_c=spec.clip_ratio_c,
             temperature=spec.temperature, entropy_coeff=spec.entropy_coeff, kl_coeff=spec.kl_coeff,
-            kl_estimator=str(spec.kl_estimator),
+            kl_estimator=str(spec.kl_estimator), surrogate=str(spec.surrogate),
         )  # fmt: skip
 
 
@@ -102,6 +102,7 @@ SPECS = st.builds(
     entropy_coeff=st.sampled_from([0.0, 0.0, 0.05, -0.02]),
     kl_coeff=st.sampled_from([0.0, 0.0, 0.1]),
     kl_estimator=st.sampled_from(list(KLEstimator)),
+    surrogate=st.sampled_from([Surrogate.CLIPPED, Surrogate.CLIPPED, Surrogate.CISPO]),
 )
 
 

@@ -19,6 +19,7 @@ class Truth(NamedTuple):
 def policy_loss(
     logits: Tensor, targets: Tensor, advantages: Tensor, loss_mask: Tensor, *, clip_low: float, clip_high: float,
     clip_ratio_c: float, temperature: float, entropy_coeff: float, kl_coeff: float, kl_estimator: str,
+    surrogate: str = "clipped",
     old_logprobs: Tensor | None = None, ref_logprobs: Tensor | None = None, token_weights: Tensor | None = None,
     scale: float = 1.0,
 ) -> Truth:  # fmt: skip
@@ -34,24 +35,28 @@ def policy_loss(
         entropy = -(p * torch.log(p.clamp_min(1e-300))).sum()
         old = logp.detach() if old_logprobs is None else old_logprobs[t].double()
         a, r = advantages[t].double(), torch.exp(logp - old)
-        term = max(-a * r, -a * r.clamp(1 - clip_low, 1 + clip_high))
-        if a < 0 and clip_ratio_c < math.inf:
-            term = min(term, -a * clip_ratio_c)
-        if token_weights is not None:
-            term = term * token_weights[t].double()
+        if surrogate == "cispo":
+            term = -min(max(float(r.detach()), 1 - clip_low), 1 + clip_high) * a * logp
+        else:
+            term = max(-a * r, -a * r.clamp(1 - clip_low, 1 + clip_high))
+            if a < 0 and clip_ratio_c < math.inf:
+                term = min(term, -a * clip_ratio_c)
         if ref_logprobs is not None:
             penalty = kl_penalty(logp - ref_logprobs[t].double(), kl_estimator)
             term = term + kl_coeff * penalty
             counts["kl"] += float(penalty.detach())
-        total = total + term - entropy_coeff * entropy
+        weight = 1.0 if token_weights is None else token_weights[t].double()
+        total = total + weight * (term - entropy_coeff * entropy)
         logprobs[t], entropies[t] = logp.detach(), entropy.detach()
         counts["num_tokens"] += 1
-        counts["clip_high"] += int(a > 0 and r > 1 + clip_high)
-        counts["clip_low"] += int(a < 0 and r < 1 - clip_low)
-        counts["clip_dual"] += int(a < 0 and r > clip_ratio_c)
+        either = surrogate == "cispo"
+        counts["clip_high"] += int((either or a > 0) and r > 1 + clip_high)
+        counts["clip_low"] += int((either or a < 0) and r < 1 - clip_low)
+        counts["clip_dual"] += int(not either and a < 0 and r > clip_ratio_c)
         r = r.detach()
-        counts["ratio"] += float(r.clamp(math.exp(-20), math.exp(20)))
-        counts["ratio_max"] = max(counts["ratio_max"], float(r.clamp(max=math.exp(20))))
+        bounded = float(r.clamp(math.exp(-20), math.exp(20)))
+        counts["ratio"] += bounded
+        counts["ratio_max"] = max(counts["ratio_max"], bounded)
     return Truth(scale * total, logprobs, entropies, counts)
 
 

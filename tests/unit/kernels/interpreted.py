@@ -69,10 +69,12 @@ def narrow_output_in_the_memory_of_the_logits() -> None:
     columns, derivative = torch.tensor([3, -1, 50, 0, 7]), torch.tensor([1.0, 2.0, 0.0, -0.5, 3.0])
     sources = torch.tensor([0, 1, 4, 3])
     statistics = triton_rows.statistics(wide, columns, 1.3)
-    dlogits = triton_rows.gradient(wide, columns, statistics, statistics, derivative, 0.2, 1.3, sources, torch.bfloat16)
+    bonus = torch.tensor([0.2, 0.0, 0.5, 0.1, 0.3])
+    rest = (derivative, bonus, 1.3, sources)
+    dlogits = triton_rows.gradient(wide, columns, statistics, statistics, *rest, torch.bfloat16)
     assert dlogits.data_ptr() == wide.data_ptr()
     plain = torch_rows.statistics(logits, columns, 1.3)
-    expected = torch_rows.gradient(logits, columns, plain, plain, derivative, 0.2, 1.3, sources, torch.float32)
+    expected = torch_rows.gradient(logits, columns, plain, plain, *rest, torch.float32)
     torch.testing.assert_close(dlogits.float(), expected, rtol=1e-2, atol=1e-6)
 
 

@@ -101,7 +101,7 @@ def test_kernels_use_only_what_both_dialects_have(kernels):
 
 SIGNATURES = {
     "row_statistics": ("*fp32", "i32", "*i64", "*fp32", "i32", "i32", "fp32"),
-    "row_gradient": ("*fp32", "i32", "*bf16", "i32", "*i64", "*i64", *["*fp32"] * 4, "i32", "i32", "fp32", "fp32"),
+    "row_gradient": ("*fp32", "i32", "*bf16", "i32", "*i64", "*i64", *["*fp32"] * 5, "i32", "i32", "fp32"),
     "token_terms": (*["*fp32"] * 6, "i32", *["fp32"] * 4),
     "loss_from_logits": (
         "*bf16", "i32", "*bf16", "i32", "*i8", "*i64", *["*fp32"] * 7, "i32", "i32", "i32", *["fp32"] * 6,
@@ -109,7 +109,8 @@ SIGNATURES = {
     "scale_in_place": ("*fp32", "*fp32", "i32"),
 }  # fmt: skip
 SWITCHES = {
-    "BLOCK": 4096, "HAS_OLD": True, "HAS_WEIGHTS": True, "KL": 3, "HAS_BONUS": True, "NARROWS": True, "WRITES": True,
+    "BLOCK": 4096, "HAS_OLD": True, "HAS_WEIGHTS": True, "KL": 3, "CISPO": False, "HAS_BONUS": True, "NARROWS": True,
+    "WRITES": True,
 }  # fmt: skip
 
 
