@@ -25,7 +25,7 @@ from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.actor.parallel import init_model_parallel, init_process_group
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
 from dapo_mcore.types import TrainBatch
-from dapo_mcore.weights import hf_weights, save_hf
+from dapo_mcore.weights import save_hf
 from tools.tiny import arithmetic
 from tools.tiny.model import FAMILIES, random_model, save_folder, tiny_config
 from tools.tiny.warm_start import WarmStart, train
@@ -79,7 +79,7 @@ def warm_start(source: Path, out: Path, seed: int, warm: WarmStart) -> None:
             print(f"warm start {step}/{warm.steps} loss {loss:.4f}", flush=True)
 
     train(lambda batch: update(actor, batch), problems, AutoTokenizer.from_pretrained(source), warm, seed, report)
-    save_hf(hf_weights(actor.chunks, actor.hf_config), actor.hf_config, source, out)
+    save_hf(actor.weights(), actor.hf_config, source, out)
 
 
 def update(actor: Actor, batch: TrainBatch) -> float:

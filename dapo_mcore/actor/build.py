@@ -12,6 +12,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer import TransformerConfig
 from transformers import AutoConfig, PretrainedConfig
 
+from dapo_mcore.actor.parallel import virtual_stages
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.config import Dtype, MegatronConfig, Recompute
 from dapo_mcore.platform import platform
@@ -94,6 +95,11 @@ def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dt
         moe_token_dispatcher_type="alltoall",  # required by variable lengths, for dense models too
         transformer_impl="transformer_engine" if has_te else "local",
         tensor_model_parallel_size=megatron.tensor_model_parallel_size,
+        pipeline_model_parallel_size=megatron.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_stages(megatron),
+        overlap_p2p_comm=virtual_stages(megatron) is not None,  # two stages would meet in one batch of sends otherwise
+        batch_p2p_comm=virtual_stages(megatron) is None,
+        context_parallel_size=megatron.context_parallel_size,
         sequence_parallel=megatron.sequence_parallel,
         expert_model_parallel_size=megatron.expert_model_parallel_size,
         expert_tensor_parallel_size=megatron.expert_tensor_parallel_size,

@@ -20,13 +20,20 @@ def wrap_ddp(
 ) -> list[DistributedDataParallel]:
     """Chunks with gradient buffers in fp32 that are summed over data-parallel ranks."""
     ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=megatron.use_distributed_optimizer
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=megatron.use_distributed_optimizer,
+        overlap_grad_reduce=megatron.overlap_grad_reduce,
+        overlap_param_gather=megatron.overlap_param_gather,
     )
     config.finalize_model_grads_func = finalize_known_denominator
-    return [
+    wrapped = [
         DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+    if megatron.overlap_grad_reduce:  # gradients are complete in the last micro-batch only
+        pauses = [ddp.no_sync for ddp in wrapped]
+        config.no_sync_func = pauses if len(pauses) > 1 else pauses[0]
+    return wrapped
 
 
 def build_optimizer(
@@ -49,6 +56,7 @@ def build_optimizer(
             bf16=config.bf16,
             params_dtype=config.params_dtype,
             use_distributed_optimizer=megatron.use_distributed_optimizer,
+            overlap_param_gather=megatron.overlap_param_gather,
         ),
         list(chunks),
     )

@@ -1,7 +1,8 @@
-"""TrainBatch -> packed micro-batches: which sequences run together on which rank, and the tensors they become."""
+"""The tensors that the sequences of a micro-batch become on one rank."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,82 +11,87 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from dapo_mcore.types import TrainBatch
+from dapo_mcore.zigzag import zigzag_positions
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Sequences laid end to end. T tokens; R response tokens wanted of it, at places `tokens` of the batch's N."""
+    """Sequences laid end to end: this rank's T tokens of them.
+
+    R response tokens wanted of these, at places `tokens` of the batch's N.
+    """
 
     input_ids: Tensor  # [1, T] int64
-    packed: PackedSeqParams  # limits of the sequences
+    packed: PackedSeqParams  # limits of the sequences, whole
     rows: Tensor  # [R] int64: the position before each wanted token, whose hidden state predicts it
     targets: Tensor  # [R] int64: the wanted tokens' ids
     tokens: Tensor  # [R] int64: their places among the N response tokens of the batch
+    places: Tensor  # [T] int64: of this rank's tokens among the L tokens of the batch; -1: padding
+    responses: Tensor  # [sequences] int64: which of the batch's responses are laid here, in order
 
 
-def deal(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Sequences dealt over data-parallel ranks: [rank][micro-batch] -> places in `lengths`. Deterministic.
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the tokens of a micro-batch are spread over context and sequence parallel ranks."""
 
-    Ranks are balanced by tokens. A micro-batch holds at most `budget` tokens; a longer sequence has one of its own.
-    Every rank gets the same number of micro-batches, some of them empty if need be: ranks that share experts meet in
-    every layer of every micro-batch.
-    """
-    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for i in longest_first:
-        rank = loads.index(min(loads))
-        shares[rank].append(i)
-        loads[rank] += lengths[i]
-    dealt = [_first_fit(share, lengths, budget) for share in shares]
-    rounds = max(1, *(len(micro_batches) for micro_batches in dealt))
-    return [micro_batches + [[] for _ in range(rounds - len(micro_batches))] for micro_batches in dealt]
+    context_size: int = 1
+    context_rank: int = 0
+    sequence_size: int = 1  # tensor-parallel ranks that share this rank's tokens
 
+    @property
+    def sequence_multiple(self) -> int:
+        """What the length of each sequence must be a multiple of: the zigzag cuts it into that many chunks."""
+        return 2 * self.context_size if self.context_size > 1 else 1
 
-def _first_fit(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    micro_batches: list[list[int]] = []
-    room: list[int] = []
-    for i in longest_first:
-        which = next((k for k, free in enumerate(room) if free >= lengths[i]), len(room))
-        if which == len(room):
-            micro_batches.append([])
-            room.append(budget)
-        micro_batches[which].append(i)
-        room[which] -= lengths[i]
-    return [sorted(micro_batch) for micro_batch in micro_batches]
+    @property
+    def total_multiple(self) -> int:
+        return math.lcm(self.sequence_multiple, self.context_size * self.sequence_size)
 
 
-def pack(
-    batch: TrainBatch, sequences: Sequence[int], wanted: Tensor, total_multiple: int, device: torch.device
-) -> MicroBatch:
-    """The responses `sequences` of the batch as one micro-batch.
+def pack(batch: TrainBatch, sequences: Sequence[int], wanted: Tensor, cut: Cut, device: torch.device) -> MicroBatch:
+    """The responses `sequences` of the batch as one micro-batch, of which this rank has its part.
+
+    Sequences end in padding where the cut demands it, which no token before can see; the total is filled up with a
+    sequence of its own that nothing is wanted of. Targets are found before the cut.
 
     Args:
         wanted: [N] bool, the response tokens whose log-probability is needed.
-        total_multiple: what T must be a multiple of; filled up with a sequence of its own that nothing is wanted of.
     """
     totals = batch.prompt_lengths + batch.response_lengths
     starts, response_starts = totals.cumsum(0) - totals, batch.response_lengths.cumsum(0) - batch.response_lengths
-    ids, rows, tokens, bounds = [], [], [], [0]
+    ids, rows, tokens, places, bounds = [], [], [], [], [0]
     for i in sequences:
         start, total, prompt = int(starts[i]), int(totals[i]), int(batch.prompt_lengths[i])
-        ids.append(batch.token_ids[start : start + total])
+        padding = -total % cut.sequence_multiple
+        ids += [batch.token_ids[start : start + total], torch.zeros(padding, dtype=torch.int64)]
+        places += [torch.arange(start, start + total), torch.full((padding,), -1)]
         rows.append(torch.arange(prompt, total) + (bounds[-1] - 1))
         tokens.append(torch.arange(total - prompt) + response_starts[i])
-        bounds.append(bounds[-1] + total)
-    filler = -bounds[-1] % total_multiple if bounds[-1] else total_multiple
+        bounds.append(bounds[-1] + total + padding)
+    filler = -bounds[-1] % cut.total_multiple if bounds[-1] else cut.total_multiple
     if filler:
         ids.append(torch.zeros(filler, dtype=torch.int64))
+        places.append(torch.full((filler,), -1))
         bounds.append(bounds[-1] + filler)
     row, token = (torch.cat([torch.empty(0, dtype=torch.int64), *parts]) for parts in (rows, tokens))
     row, token = row[wanted[token]], token[wanted[token]]
-    input_ids = torch.cat(ids)
+    input_ids, place = torch.cat(ids), torch.cat(places)
+    targets = input_ids[row + 1]
+    if cut.context_size > 1:
+        held = zigzag_positions(bounds, cut.context_size, cut.context_rank)
+        here = torch.full_like(input_ids, -1)  # where each position lies on this rank; -1: on another
+        here[held] = torch.arange(len(held))
+        mine = here[row] >= 0
+        input_ids, place = input_ids[held], place[held]
+        row, targets, token = here[row][mine], targets[mine], token[mine]
     return MicroBatch(
         input_ids=input_ids[None].to(device),
         packed=_packed_seq_params(bounds, device),
         rows=row.to(device),
-        targets=input_ids[row + 1].to(device),
+        targets=targets.to(device),
         tokens=token,
+        places=place,
+        responses=torch.tensor(list(sequences), dtype=torch.int64),
     )
 
 

@@ -1,4 +1,4 @@
-"""Process groups: one torch.distributed world, cut by Megatron into tensor, expert and data parallel groups."""
+"""Process groups: one torch.distributed world, cut by Megatron into its parallel groups."""
 
 from __future__ import annotations
 
@@ -49,10 +49,19 @@ def init_model_parallel(config: MegatronConfig, seed: int) -> None:
     """Cut the world into Megatron's groups and seed its random streams. Collective."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_stages(config),
+        context_parallel_size=config.context_parallel_size,
         expert_model_parallel_size=config.expert_model_parallel_size,
         expert_tensor_parallel_size=config.expert_tensor_parallel_size,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def virtual_stages(config: MegatronConfig) -> int | None:
+    """As Megatron names it: None without interleaving."""
+    size = config.virtual_pipeline_model_parallel_size
+    return size if size > 1 else None
 
 
 def destroy_model_parallel() -> None:

@@ -70,9 +70,12 @@ class PolicyModel(GPTModel):
         )
 
     def _head_weight(self) -> Any:
-        if self.share_embeddings_and_output_weights:
+        if self.share_embeddings_and_output_weights and self.pre_process:
             return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight  # the method above would answer with the embedding on a single stage
+        layer = self.output_layer
+        for wait in layer._forward_pre_hooks.values():  # for its overlapped gather; nothing calls the layer itself
+            wait(layer, ())
+        return layer.weight
 
     def _predicting_rows(self, hidden_states: Tensor, rows: Tensor) -> Tensor:
         """[s, 1, H], under sequence parallelism [s / tp, 1, H] -> [R, H]; the backward sums over the group."""

@@ -17,7 +17,7 @@ from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.engine import Request, Sampling, requests_for
 from dapo_mcore.rollout.leader import lead
 from dapo_mcore.types import Response, TrainBatch
-from dapo_mcore.weights import hf_weights, save_hf
+from dapo_mcore.weights import save_hf
 from tests.e2e.tiny_policies import LENGTHS, RESPONSE_LENGTH, Letters, model_config, prompts, rollout_config
 
 STEPS = 3
@@ -63,12 +63,12 @@ def run_case(case: Case, folder: Path) -> list[Said]:
     engine = ColocatedEngine(model, rollout, Letters(), **LENGTHS)
     said: list[Said] = []
     for step in range(STEPS + 1):
-        engine.load(hf_weights(policy.chunks, policy.hf_config), policy.step)
+        engine.load(policy.weights(), policy.step)
         requests = requests_for(prompts(4), n=2, run_seed=3, version=step)
         responses = lead(lambda: engine.generate(requests, Sampling(1.0, RESPONSE_LENGTH)), engine)  # noqa: B023
         batch = as_batch(requests, responses)
         export = folder / f"export_{dist.get_world_size()}"
-        save_hf(hf_weights(policy.chunks, policy.hf_config), policy.hf_config, model.path, export)
+        save_hf(policy.weights(), policy.hf_config, model.path, export)
         said.append(
             Said(
                 megatron=policy.logprobs(batch),

@@ -19,7 +19,7 @@ from dapo_mcore.config import ActorConfig
 from dapo_mcore.types import TrainBatch
 
 VOCAB = 131  # not a multiple of 2: the head has padded columns under tensor parallelism
-NOISE = 0.03
+NOISE = 0.06  # divided by the number of layers, with which the rounding of fp32 grows
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -53,10 +53,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(name: str) -> transformers.PreTrainedModel:
-    """float32, seeded; far from uniform logits, from zero biases and from norm weights of one."""
+def tiny_model(name: str, **sizes: int) -> transformers.PreTrainedModel:
+    """float32, seeded; far from uniform logits, from zero biases and from norm weights of one.
+
+    Args:
+        sizes: entries of config.json in place of the family's.
+    """
     kind, options = FAMILIES[name]
-    config = getattr(transformers, kind + "Config")(**{**SIZES, **options})
+    config = getattr(transformers, kind + "Config")(**{**SIZES, **options, **sizes})
     config._experts_implementation = "eager"
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
@@ -64,7 +68,7 @@ def tiny_model(name: str) -> transformers.PreTrainedModel:
         model = getattr(transformers, kind + "ForCausalLM")(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * NOISE)
+                parameter.add_(torch.randn_like(parameter) * (NOISE / config.num_hidden_layers))
     return model.float()
 
 

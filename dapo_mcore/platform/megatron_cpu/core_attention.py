@@ -20,21 +20,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from dapo_mcore.zigzag import zigzag_positions
+
 Rows = tuple[int, int]  # first row and the row after the last
-
-
-def zigzag_positions(bounds: list[int], size: int, rank: int) -> Tensor:
-    """Positions of the packed sequences that context-parallel rank `rank` of `size` holds, in its order.
-
-    Megatron and Transformer Engine cut every sequence into 2 * size equal chunks and give rank r the chunks r and
-    2 * size - 1 - r, so that every rank has the same share of the causal triangle. `bounds` are the sequences' limits,
-    each length a multiple of 2 * size.
-    """
-    owned = []
-    for start, stop in pairwise(bounds):
-        chunks = torch.arange(start, stop).chunk(2 * size)
-        owned += [chunks[rank], chunks[2 * size - 1 - rank]]
-    return torch.cat(owned)
 
 
 def causal_pieces(bounds: list[int], size: int, rank: int) -> list[tuple[Rows, Rows]]:

@@ -22,7 +22,6 @@ from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 from dapo_mcore.platform.megatron_cpu.core_attention import (  # noqa: E402
     CausalCoreAttention,
     causal_pieces,
-    zigzag_positions,
 )
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
