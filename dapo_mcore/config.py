@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import II, MISSING
 
 
 class Dtype(Enum):
@@ -26,14 +26,65 @@ class Truncation(Enum):
     right = "right"  # drop the end
 
 
-# token-mean: one denominator, all trained tokens of the mini-batch (DAPO)
-LossAggMode = Enum("LossAggMode", {"token-mean": "token-mean"})
+# How the losses of tokens become one number (algo/aggregation.py); the last is verl's name of the one before.
+LossAggMode = Enum(
+    "LossAggMode",
+    {
+        "token-mean": "token-mean",  # over all trained tokens of the mini-batch (DAPO)
+        "seq-mean-token-sum": "seq-mean-token-sum",
+        "seq-mean-token-mean": "seq-mean-token-mean",  # GRPO
+        "token-sum-norm": "token-sum-norm",  # Dr.GRPO
+        "seq-mean-token-sum-norm": "token-sum-norm",
+    },
+)
+
+
+class LossMode(Enum):
+    """What the importance ratio is of, and what the clip does."""
+
+    vanilla = "vanilla"  # of each token, decoupled and dual clip (DAPO, PPO)
+    gspo = "gspo"  # geometric mean over the response, no dual clip (arXiv:2507.18071)
+    cispo = "cispo"  # of each token; the ratio is clipped as a constant weight (arXiv:2506.13585)
+
+
+class KlEstimator(Enum):
+    """Of KL(policy || reference) from a sampled token, with d = log pi - log pi_ref."""
+
+    k1 = "k1"  # d; as a loss its expected gradient is 0
+    k2 = "k2"  # d^2 / 2; as a loss its expected gradient is that of the KL
+    k3 = "k3"  # exp(-d) - 1 + d
+    low_var_kl = "low_var_kl"  # k3 with d clamped to +-20 and the value to at most 10
+
+
+class AdvEstimator(Enum):
+    """Advantages from the rewards of a group (algo/advantage.py)."""
+
+    grpo = "grpo"
+    rloo = "rloo"
+    reinforce_plus_plus_baseline = "reinforce_plus_plus_baseline"
+
+
+class RolloutIs(Enum):
+    """Of what the importance weight pi_old / pi_rollout is formed (algo/mismatch.py)."""
+
+    none = "none"
+    token = "token"
+    sequence = "sequence"  # the product over the response
+
+
+class RolloutRs(Enum):
+    """Of what pi_old / pi_rollout must stay within its bounds for a token to be trained on (algo/mismatch.py)."""
+
+    none = "none"
+    token_k1 = "token_k1"
+    seq_sum_k1 = "seq_sum_k1"  # the product over the response
+    seq_mean_k1 = "seq_mean_k1"  # the geometric mean over the response
 
 
 class OldLogprobs(Enum):
     """Where the clip's pi_old comes from."""
 
-    auto = "auto"  # skip when a step makes one update (the ratio is then exactly 1), otherwise recompute
+    auto = "auto"  # skip when a step makes one update (the ratio is then exactly 1) and nothing else needs them
     recompute = "recompute"  # a forward pass of the policy before the first update
     rollout = "rollout"  # what the engine reported while sampling
 
@@ -156,8 +207,17 @@ class FilterGroupsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class KlCtrlConfig:
+    kl_coef: float = 0.0  # subtracted from a response's reward per nat of KL, with use_kl_in_reward
+
+
+@dataclass(kw_only=True, slots=True)
 class AlgorithmConfig:
     filter_groups: FilterGroupsConfig = field(default_factory=FilterGroupsConfig)
+    adv_estimator: AdvEstimator = AdvEstimator.grpo
+    use_kl_in_reward: bool = False  # subtract the KL of old policy and reference, summed over the response
+    kl_penalty: KlEstimator = KlEstimator.k1  # of the KL in the reward
+    kl_ctrl: KlCtrlConfig = field(default_factory=KlCtrlConfig)
     norm_adv_by_std_in_grpo: bool = True  # eq. 9; False: Dr.GRPO
     std_ddof: int = 1  # 1: unbiased standard deviation (verl); 0: population
     overlong_filtering: bool = False  # mask truncated responses out of the loss; they still count in mean and std
@@ -180,28 +240,68 @@ class OptimConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MegatronConfig:
-    """Layout of the policy; data parallel is world size / tensor."""
+    """Layout of the policy; data parallel is world size / (tensor x pipeline x context)."""
 
     tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1  # stages; schedule 1F1B
+    virtual_pipeline_model_parallel_size: int = 1  # chunks of layers per stage; above 1: interleaved 1F1B
+    context_parallel_size: int = 1  # ranks that share every sequence, cut zigzag
     expert_model_parallel_size: int = 1
     expert_tensor_parallel_size: int = 1
     sequence_parallel: bool = False
     recompute: Recompute = Recompute.none
     use_distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False  # sum gradients over ranks while the backward still runs
+    overlap_param_gather: bool = False  # gather updated parameters while the next forward runs
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutCorrectionConfig:
+    """What is done about the gap between engine and trainer, rho = pi_old / pi_rollout (algo/mismatch.py)."""
+
+    rollout_is: RolloutIs = RolloutIs.none  # weight of the policy term; the denominator keeps every token
+    rollout_is_threshold: float = 2.0  # upper bound of the weight
+    rollout_is_threshold_lower: float = 0.0  # 0: truncate above (TIS); else weight 0 outside the bounds (IcePop)
+    rollout_rs: RolloutRs = RolloutRs.none  # mask out; masked tokens leave the denominator
+    rollout_rs_threshold: float = 2.0  # upper bound of rho
+    rollout_rs_threshold_lower: float = 0.0  # 0: 1 / rollout_rs_threshold
+
+
+@dataclass(kw_only=True, slots=True)
+class MoeConfig:
+    """Routers of a mixture-of-experts policy."""
+
+    router_replay: bool = False  # the experts chosen at rollout also in every pass of the actor (R3, arXiv:2510.11370)
+    seq_aux_loss_coeff: float = 0.0  # sequence-wise balance loss, summed over layers; arXiv:2412.19437, eq. 17
+    z_loss_coeff: float = 0.0  # squared logsumexp of a router's logits, mean over tokens, summed over layers
 
 
 @dataclass(kw_only=True, slots=True)
 class ActorConfig:
     ppo_mini_batch_size: int = 32  # prompts (groups) per optimizer update
-    ppo_max_token_len_per_gpu: int = 16384  # token budget of a packed micro-batch
+    ppo_max_token_len_per_gpu: int = 16384  # token budget of a packed micro-batch, per context-parallel rank
     clip_ratio_low: float = 0.2  # epsilon_low
     clip_ratio_high: float = 0.28  # epsilon_high
     clip_ratio_c: float = 10.0  # dual clip: bound of the ratio where the advantage is negative
+    loss_mode: LossMode = LossMode.vanilla
     loss_agg_mode: LossAggMode = LossAggMode["token-mean"]
+    loss_scale_factor: int = II("data.max_response_length")  # tokens; the constant length of token-sum-norm
     entropy_coeff: float = 0.0
+    use_kl_loss: bool = False  # add the KL against the reference model to the loss
+    kl_loss_coef: float = 0.0
+    kl_loss_type: KlEstimator = KlEstimator.low_var_kl
+    rollout_correction: RolloutCorrectionConfig = field(default_factory=RolloutCorrectionConfig)
     old_logprobs: OldLogprobs = OldLogprobs.auto
     optim: OptimConfig = field(default_factory=OptimConfig)
     megatron: MegatronConfig = field(default_factory=MegatronConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class RefConfig:
+    """The reference model: the model before training, under the actor's layout. Absent when no option needs it."""
+
+    param_offload: bool = False  # keep its weights in host memory while it does not score
 
 
 @dataclass(kw_only=True, slots=True)
@@ -234,4 +334,9 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
+    ref: RefConfig = field(default_factory=RefConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.actor.use_kl_loss or self.algorithm.use_kl_in_reward

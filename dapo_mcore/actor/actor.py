@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-from dapo_kernels import PolicyLossSpec
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.transformer import TransformerConfig
@@ -17,17 +14,20 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
-from dapo_mcore.actor.loss_head import METRICS, HeadOutput, as_ratios, logprob_head, policy_loss_head, policy_loss_spec
+from dapo_mcore.actor.loss_head import HeadOutput, as_ratios, metric_sums, policy_loss_head
+from dapo_mcore.actor.objective import Objective, make_objective
 from dapo_mcore.actor.optimizer import LearningRate, build_optimizer, wrap_ddp
-from dapo_mcore.actor.packing import MicroBatch, deal, pack
 from dapo_mcore.actor.policy_model import PolicyModel
+from dapo_mcore.actor.routing import Routing
 from dapo_mcore.actor.schedule import run_schedule
+from dapo_mcore.actor.scorer import Scorer, gather_logprobs, sum_over_parts
 from dapo_mcore.actor.state import load_sharded_state, sharded_state
+from dapo_mcore.algo.mismatch import gap_metrics
 from dapo_mcore.config import ActorConfig, ModelConfig, OldLogprobs
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.platform import platform
 from dapo_mcore.types import TrainBatch
-from dapo_mcore.weights import load_hf
+from dapo_mcore.weights import hf_weights, load_hf
 
 
 class NonFiniteUpdateError(RuntimeError):
@@ -44,7 +44,7 @@ class Actor:
         ddp_chunks: Sequence[DistributedDataParallel],
         optimizer: ChainedOptimizer,
         learning_rate: LearningRate,
-        spec: PolicyLossSpec,
+        objective: Objective,
         options: ActorConfig,
     ) -> None:
         self.hf_config = hf_config
@@ -54,54 +54,70 @@ class Actor:
         self._ddp_chunks = list(ddp_chunks)
         self._optimizer = optimizer
         self._learning_rate = learning_rate
-        self._spec = spec
+        self._objective = objective
         self._options = options
+        self._scorer = Scorer(
+            ddp_chunks, config, hf_config.vocab_size, options.ppo_max_token_len_per_gpu, objective.spec.temperature
+        )
+        self._routing = Routing(self.chunks, config, options.moe)
 
     @property
     def chunks(self) -> list[PolicyModel]:
         """The bare modules of this rank, in pipeline order."""
         return [cast(PolicyModel, ddp.module) for ddp in self._ddp_chunks]
 
-    def score(self, batch: TrainBatch, responses_per_update: int) -> TrainBatch:
+    def score(self, batch: TrainBatch, responses_per_update: int, needed: bool = False) -> TrainBatch:
         """The batch with the log-probabilities its updates clip against, as actor.old_logprobs says.
 
         They are recomputed in the packing of the updates, `responses_per_update` responses each, so that the ratio of
-        the first update is exactly 1.
+        the first update is exactly 1. `needed`: something besides the clip reads them.
         """
+        skips = len(batch) <= responses_per_update and not (needed or self._objective.corrects)
         match self._options.old_logprobs:
             case OldLogprobs.rollout:
                 return batch.with_old_logprobs(batch.rollout_logprobs)
-            case OldLogprobs.auto if len(batch) <= responses_per_update:
+            case OldLogprobs.auto if skips:
                 return batch
             case _:
-                parts = batch.split(responses_per_update)
-                return batch.with_old_logprobs(torch.cat([self._logprobs(part, part.loss_mask) for part in parts]))
+                return batch.with_old_logprobs(self._scorer.logprobs_of_updates(batch, responses_per_update))
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
         """[N] float32 on the CPU, the same on every rank: log pi of every response token, masked or not."""
-        return self._logprobs(batch, torch.ones_like(batch.loss_mask))
+        return self._scorer.logprobs(batch, torch.ones_like(batch.loss_mask))
 
     def update(self, batch: TrainBatch) -> dict[str, Ratio]:
-        """One optimizer update on the token-mean loss of `batch`; the same metrics on every rank.
+        """One optimizer update on the loss of `batch`; the same metrics on every rank.
 
-        With advantages of 1 and no old_logprobs this is supervised training on the mean negative log-likelihood.
-        A batch without a single trained token makes no update and has no metrics.
+        With advantages of 1, no old_logprobs and a token mean this is supervised training on the mean negative
+        log-likelihood. A batch without a single trained token makes no update.
 
         Raises:
             NonFiniteUpdateError: before any weight changes.
         """
-        num_tokens = batch.num_loss_tokens
-        if num_tokens == 0:
-            return {}
+        whole = batch
+        batch, metrics = self._objective.correct(batch)
+        if batch.num_loss_tokens == 0:
+            return metrics
         for ddp in self._ddp_chunks:
             ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
-        micro_batches = self._micro_batches(batch, batch.loss_mask)
-        outputs = run_schedule(self._ddp_chunks, micro_batches, policy_loss_head(batch, self._spec), forward_only=False)
-        metrics = as_ratios(self._reduced_sums(outputs), num_tokens)
+        micro_batches = self._scorer.micro_batches(batch, batch.loss_mask)
+        head = policy_loss_head(batch, self._objective)
+        outputs = run_schedule(self._ddp_chunks, micro_batches, head, forward_only=False)
+        metrics |= as_ratios(self._reduced_sums(outputs, list(metric_sums(batch).values())), batch)
+        metrics |= self._routing.finish()
+        old = gather_logprobs(outputs, len(batch.loss_mask)) if whole.old_logprobs is None else whole.old_logprobs
+        metrics |= gap_metrics(old, whole.rollout_logprobs, whole.loss_mask)
         metrics["actor/grad_norm"] = Ratio(self._optimizer_step(metrics["actor/loss"].value), 1)
         metrics["actor/lr"] = Ratio(self._learning_rate.value, 1)
+        dealt = self._scorer.deal(batch)
+        metrics["actor/imbalance"] = Ratio(max(dealt.costs), dealt.mean_cost)
         return metrics
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy as it is now, as `weights.hf_weights` yields it."""
+        self._gather_parameters()
+        yield from hf_weights(self.chunks, self.hf_config)
 
     def finish_step(self) -> None:
         """A training step is complete, however many updates it made."""
@@ -114,6 +130,7 @@ class Actor:
         Args:
             loading: the dictionary is to be filled by `dist_checkpointing.load`, not saved.
         """
+        self._gather_parameters()
         sharded = sharded_state(self.chunks, self._optimizer, loading)
         return {**sharded, "step": self.step, "updates": self._updates}
 
@@ -123,33 +140,18 @@ class Actor:
         load_sharded_state(self.chunks, self._optimizer, loaded, self._updates)
         self._learning_rate.set_step(self.step)
 
-    def _micro_batches(self, batch: TrainBatch, wanted: Tensor) -> list[MicroBatch]:
-        if len(batch) and int(batch.prompt_lengths.min()) < 1:
-            raise ValueError("a prompt of no tokens: nothing predicts the response's first token; drop such prompts")
-        lengths = (batch.prompt_lengths + batch.response_lengths).tolist()
-        ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        mine = deal(lengths, ranks, self._options.ppo_max_token_len_per_gpu)[rank]
-        config = self.transformer_config
-        multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        return [pack(batch, sequences, wanted, multiple, platform().device) for sequences in mine]
+    def _gather_parameters(self) -> None:
+        """With overlap the last update's parameters would only be gathered by the next forward."""
+        if self._options.megatron.overlap_param_gather:
+            for ddp in self._ddp_chunks:
+                ddp.start_param_sync(force_sync=True)
 
-    @torch.no_grad()
-    def _logprobs(self, batch: TrainBatch, wanted: Tensor) -> Tensor:
-        """[N] on the CPU of every rank; 0 where not wanted."""
-        head = logprob_head(self._spec.temperature)
-        outputs = run_schedule(self._ddp_chunks, self._micro_batches(batch, wanted), head, forward_only=True)
-        logprobs = torch.zeros(len(wanted), device=platform().device)
-        for output in outputs:
-            logprobs[output.tokens.to(logprobs.device)] = output.logprobs
-        return _sum_over_parts(logprobs).cpu()
-
-    def _reduced_sums(self, outputs: Sequence[HeadOutput]) -> dict[str, float]:
+    def _reduced_sums(self, outputs: Sequence[HeadOutput], names: list[str]) -> dict[str, float]:
         """The sums over all micro-batches of all ranks."""
-        names = list(METRICS.values())
         sums = torch.zeros(len(names), dtype=torch.float64, device=platform().device)
         for output in outputs:
             sums += torch.stack([output.sums[name].double() for name in names])
-        return dict(zip(names, _sum_over_parts(sums).tolist(), strict=True))
+        return dict(zip(names, sum_over_parts(sums).tolist(), strict=True))
 
     def _optimizer_step(self, loss: float) -> float:
         """Clip and step; the gradient norm before clipping."""
@@ -163,16 +165,6 @@ class Actor:
         self._optimizer.step()
         self._updates += 1
         return grad_norm
-
-
-def _sum_over_parts(values: Tensor) -> Tensor:
-    """Sum in place over the ranks that hold different tokens, and hand the result to all pipeline stages.
-
-    Only the last stage has seen tokens: the others bring zeros.
-    """
-    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    dist.all_reduce(values, group=parallel_state.get_pipeline_model_parallel_group())
-    return values
 
 
 def build_actor(model: ModelConfig, options: ActorConfig, temperature: float, total_steps: int) -> Actor:
@@ -203,4 +195,4 @@ def assemble_actor(
     ddp_chunks = wrap_ddp(chunks, config, options.megatron)
     optimizer = build_optimizer(ddp_chunks, config, options.megatron, options.optim)
     learning_rate = LearningRate(optimizer, options.optim, total_steps)
-    return Actor(hf, config, ddp_chunks, optimizer, learning_rate, policy_loss_spec(options, temperature), options)
+    return Actor(hf, config, ddp_chunks, optimizer, learning_rate, make_objective(options, temperature), options)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -21,14 +21,14 @@ def finalize_known_denominator(chunks: list[torch.nn.Module], num_tokens: Tensor
 
 
 def run_schedule(
-    chunks: Sequence[DistributedDataParallel], micro_batches: Sequence[MicroBatch], head: Head, *, forward_only: bool
+    chunks: Sequence[torch.nn.Module], micro_batches: Sequence[MicroBatch], head: Head, *, forward_only: bool
 ) -> list[HeadOutput]:
     """Forward, and unless `forward_only` backward, of every micro-batch; one result each on the last stage, else none.
 
     Gradients are complete on return: summed over micro-batches and data-parallel ranks.
     """
 
-    def step(iterator: Iterator[MicroBatch], chunk: DistributedDataParallel) -> tuple[Any, Callable[..., Any]]:
+    def step(iterator: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Any, Callable[..., Any]]:
         micro_batch = next(iterator)
         return chunk(micro_batch, head), _loss_of
 

@@ -44,10 +44,6 @@ def of_sequence_mean(batch: TrainBatch, logs: Tensor) -> Tensor:
     return (batch.sum_by_response(logs) / batch.trained_lengths.clamp(min=1))[batch.responses]
 
 
-def no_correction(batch: TrainBatch) -> tuple[TrainBatch, dict[str, Ratio]]:
-    return batch, {}
-
-
 def importance_weighted(
     batch: TrainBatch, level: LogRatio, lower: float, upper: float
 ) -> tuple[TrainBatch, dict[str, Ratio]]:
