@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
-from dapo_mcore.batch import make_batch, shuffle
+from dapo_mcore.actor.reference import Reference, build_reference
+from dapo_mcore.batch import make_batch, shuffle, with_kl_in_rewards
 from dapo_mcore.checkpoint.store import CheckpointStore
 from dapo_mcore.config import ResumeMode, RunConfig
 from dapo_mcore.dapo import Run
@@ -26,7 +27,7 @@ from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.leader import is_leader, lead
 from dapo_mcore.rollout.vllm_engine import Tokenizer
 from dapo_mcore.types import Group, TrainBatch
-from dapo_mcore.weights import hf_weights, save_hf
+from dapo_mcore.weights import save_hf
 
 PHASES = ("push", "rollout", "old_logprobs", "update", "validate", "save")
 
@@ -44,6 +45,11 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
         )
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
+        reference = (
+            build_reference(config.model, config.actor, config.ref, config.rollout.temperature)
+            if config.needs_reference
+            else None
+        )
         engine = ColocatedEngine(
             config.model,
             config.rollout,
@@ -51,7 +57,7 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
             max_prompt_length=config.data.max_prompt_length,
             max_response_length=config.data.max_response_length,
         )
-        yield _connect(config, policy, engine, checkpoints, desk)
+        yield _connect(config, policy, reference, engine, checkpoints, desk)
     finally:
         if desk is not None:
             desk.grader.close()
@@ -80,8 +86,24 @@ def _resume(config: RunConfig, checkpoints: CheckpointStore, policy: Actor, desk
         print(f"resumed from {found}: {policy.step} steps done", flush=True)
 
 
+def _scoring(config: RunConfig, policy: Actor, reference: Reference | None) -> Callable[[TrainBatch], TrainBatch]:
+    """What every batch goes through between sampling and its first update."""
+    count, in_reward = config.actor.ppo_mini_batch_size * config.rollout.n, config.algorithm.use_kl_in_reward
+    stages = [partial(policy.score, responses_per_update=count, needed=in_reward)]
+    if reference is not None:
+        stages.append(partial(reference.score, responses_per_update=count))
+    if in_reward:
+        stages.append(partial(with_kl_in_rewards, algorithm=config.algorithm))
+    return lambda batch: reduce(lambda scored, stage: stage(scored), stages, batch)
+
+
 def _connect(
-    config: RunConfig, policy: Actor, engine: ColocatedEngine, checkpoints: CheckpointStore, desk: Desk | None
+    config: RunConfig,
+    policy: Actor,
+    reference: Reference | None,
+    engine: ColocatedEngine,
+    checkpoints: CheckpointStore,
+    desk: Desk | None,
 ) -> tuple[Run, EndOfStep]:
     """Each call of the loop is timed as a phase; what rank 0 decides is led."""
     stopwatch = Stopwatch()
@@ -89,13 +111,13 @@ def _connect(
 
     def push_weights() -> None:
         if engine.version != policy.step:
-            engine.load(hf_weights(policy.chunks, policy.hf_config), policy.step)
+            engine.load(policy.weights(), policy.step)
 
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
         return shuffle(make_batch(groups, config.algorithm, config.reward, config.data), config.trainer.seed, step)
 
     def export(folder: Path) -> None:
-        save_hf(hf_weights(policy.chunks, policy.hf_config), policy.hf_config, config.model.path, folder)
+        save_hf(policy.weights(), policy.hf_config, config.model.path, folder)
 
     push = stopwatch.wrap("push", push_weights)
     end = EndOfStep(
@@ -117,9 +139,7 @@ def _connect(
         push_weights=push,
         collect_groups=stopwatch.wrap("rollout", partial(lead, desk and desk.sampler(engine).collect, engine)),
         make_batch=batch_of,
-        with_old_logprobs=stopwatch.wrap(
-            "old_logprobs", partial(policy.score, responses_per_update=responses_per_update)
-        ),
+        with_old_logprobs=stopwatch.wrap("old_logprobs", _scoring(config, policy, reference)),
         update=stopwatch.wrap("update", policy.update),
         finish_step=end.finish,
     )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
+from dapo_kernels import KLEstimator
+from dapo_kernels.policy import kl_estimate
 from torch import Tensor
 
-from dapo_mcore.algo.advantage import group_advantages
+from dapo_mcore.algo import advantage
+from dapo_mcore.algo.advantage import Estimator
 from dapo_mcore.algo.reward import overlong_penalty, shaped_rewards
-from dapo_mcore.config import AlgorithmConfig, DataConfig, RewardConfig
+from dapo_mcore.config import AdvEstimator, AlgorithmConfig, DataConfig, RewardConfig
 from dapo_mcore.types import FinishReason, Group, Outcome, Sample, TrainBatch
 
 
@@ -29,15 +33,49 @@ def make_batch(
     lengths = torch.tensor([len(response.token_ids) for response in responses])
     trained = torch.tensor([_is_trained(sample, algorithm.overlong_filtering) for _, sample in samples])
     penalty = _length_penalty(reward, data.max_response_length)
-    advantages = torch.cat([_response_advantages(group, penalty, algorithm) for group in groups])
-    return TrainBatch(
+    batch = TrainBatch(
         token_ids=torch.tensor([t for prompt, s in samples for t in (*prompt.token_ids, *s.response.token_ids)]),
         prompt_lengths=torch.tensor([len(prompt.token_ids) for prompt, _ in samples]),
         response_lengths=lengths,
         loss_mask=trained.repeat_interleave(lengths),
-        advantages=advantages.repeat_interleave(lengths),
+        advantages=torch.zeros(int(lengths.sum())),
         rollout_logprobs=torch.tensor([x for response in responses for x in response.logprobs], dtype=torch.float32),
+        rewards=torch.cat([_graded_rewards(group, penalty) for group in groups]),
+        groups=torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.samples) for group in groups])),
     )
+    return with_advantages(batch, algorithm)
+
+
+def with_advantages(batch: TrainBatch, algorithm: AlgorithmConfig) -> TrainBatch:
+    """The batch with the advantages of its rewards: the same for every token of a response, 0 where not graded."""
+    assert batch.rewards is not None
+    assert batch.groups is not None
+    advantages = _estimator(algorithm)(batch.rewards, batch.groups, batch.trained_lengths)
+    return replace(batch, advantages=advantages.repeat_interleave(batch.response_lengths))
+
+
+def with_kl_in_rewards(batch: TrainBatch, algorithm: AlgorithmConfig) -> TrainBatch:
+    """The batch with kl_coef times the KL of old policy and reference taken from its rewards, and their advantages.
+
+    The KL of a response is the sum of the estimates of its trained tokens (InstructGPT, arXiv:2203.02155; verl's
+    use_kl_in_reward with a fixed coefficient).
+    """
+    assert batch.rewards is not None
+    assert batch.old_logprobs is not None
+    assert batch.ref_logprobs is not None
+    estimates = kl_estimate(batch.old_logprobs, batch.ref_logprobs, KLEstimator(algorithm.kl_penalty.value))
+    kl = batch.sum_by_response(torch.where(batch.loss_mask, estimates, 0.0))
+    return with_advantages(replace(batch, rewards=batch.rewards - algorithm.kl_ctrl.kl_coef * kl), algorithm)
+
+
+def _estimator(algorithm: AlgorithmConfig) -> Estimator:
+    by_std, ddof = algorithm.norm_adv_by_std_in_grpo, algorithm.std_ddof
+    of_group = partial(advantage.group_advantages, normalize_by_std=by_std, ddof=ddof)
+    return {
+        AdvEstimator.grpo: advantage.per_group(of_group),
+        AdvEstimator.rloo: advantage.per_group(advantage.leave_one_out_advantages),
+        AdvEstimator.reinforce_plus_plus_baseline: advantage.whitened_group_differences,
+    }[algorithm.adv_estimator]
 
 
 def shuffle(batch: TrainBatch, seed: int, step: int) -> TrainBatch:
@@ -71,10 +109,8 @@ def _is_trained(sample: Sample, overlong_filtering: bool) -> bool:
     return _is_graded(sample) and not (overlong_filtering and truncated)
 
 
-def _response_advantages(
-    group: Group, length_penalty: Callable[[Tensor], Tensor], algorithm: AlgorithmConfig
-) -> Tensor:
-    """[G] float32. Truncated responses count in mean and deviation; ungraded ones do not, and get 0."""
+def _graded_rewards(group: Group, length_penalty: Callable[[Tensor], Tensor]) -> Tensor:
+    """[G] float32: of truncated responses too, and NaN where there is no grade."""
     rewards = shaped_rewards(group, length_penalty)
     graded = torch.tensor([_is_graded(sample) for sample in group.samples])
     if not rewards[graded].isfinite().all():
@@ -82,6 +118,4 @@ def _response_advantages(
             f"reward.verifier gave scores {rewards.tolist()} (with the length term) to row {group.prompt.row}: "
             "they must be finite numbers; mend the verifier, or let it raise so that the response counts as not graded"
         )
-    advantages = torch.zeros(len(rewards))
-    advantages[graded] = group_advantages(rewards[graded], algorithm.norm_adv_by_std_in_grpo, algorithm.std_ddof)
-    return advantages
+    return torch.where(graded, rewards, torch.nan)

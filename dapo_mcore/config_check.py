@@ -10,9 +10,13 @@ from typing import Any, NoReturn
 from dapo_mcore.config import (
     ActorConfig,
     DataConfig,
+    LossMode,
     MegatronConfig,
+    OldLogprobs,
     ResumeMode,
     RolloutConfig,
+    RolloutIs,
+    RolloutRs,
     RunConfig,
     SourceConfig,
 )
@@ -37,6 +41,8 @@ def check(config: RunConfig, world_size: int) -> None:
     _check_batches(config.data, config.rollout, config.actor)
     _check_sampling(config.rollout)
     _check_algorithm(config)
+    _check_kl(config)
+    _check_correction(config.actor)
     _check_resume(config)
     _check_world(config.actor.megatron, config.rollout, world_size)
     check_model(config, read_model_config(config.model.path))
@@ -117,6 +123,7 @@ def _check_ranges(config: RunConfig) -> None:
         "algorithm.filter_groups.max_num_gen_batches": config.algorithm.filter_groups.max_num_gen_batches,
         "actor.ppo_mini_batch_size": actor.ppo_mini_batch_size,
         "actor.ppo_max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+        "actor.loss_scale_factor": actor.loss_scale_factor,
         "actor.optim.clip_grad": actor.optim.clip_grad,
         "actor.megatron.tensor_model_parallel_size": actor.megatron.tensor_model_parallel_size,
         "actor.megatron.expert_model_parallel_size": actor.megatron.expert_model_parallel_size,
@@ -202,6 +209,48 @@ def _check_algorithm(config: RunConfig) -> None:
         refuse("actor.optim.lr_decay_style", config.actor.optim.lr_decay_style, "unknown", f"use one of {DECAY_STYLES}")
     if not 0 <= config.reward.max_failure_rate <= 1:
         refuse("reward.max_failure_rate", config.reward.max_failure_rate, "a share", "use a value in [0, 1]")
+
+
+def _check_kl(config: RunConfig) -> None:
+    actor, algorithm = config.actor, config.algorithm
+    for switch, on, option, coefficient in (
+        ("actor.use_kl_loss", actor.use_kl_loss, "actor.kl_loss_coef", actor.kl_loss_coef),
+        ("algorithm.use_kl_in_reward", algorithm.use_kl_in_reward, "algorithm.kl_ctrl.kl_coef",
+         algorithm.kl_ctrl.kl_coef),
+    ):  # fmt: skip
+        if coefficient < 0:
+            refuse(option, coefficient, "would reward distance from the reference model", "use 0 or more")
+        if coefficient and not on:
+            refuse(option, coefficient, f"without a reference model, as {switch}=false", f"set {switch}=true, or 0")
+        if on and not coefficient:
+            refuse(switch, True, f"{option}=0 gives the reference model no effect", f"set {option}, or {switch}=false")
+    if algorithm.use_kl_in_reward and algorithm.overlong_filtering:
+        refuse("algorithm.use_kl_in_reward", True, "algorithm.overlong_filtering=true leaves truncated responses "
+               "without log-probabilities, but their rewards count in the group", "switch one of the two off")  # fmt: skip
+    if config.ref.param_offload and not config.needs_reference:
+        refuse("ref.param_offload", True, "no option needs a reference model",
+               "set actor.use_kl_loss or algorithm.use_kl_in_reward, or ref.param_offload=false")  # fmt: skip
+
+
+def _check_correction(actor: ActorConfig) -> None:
+    correction, name = actor.rollout_correction, "actor.rollout_correction"
+    weights, rejects = correction.rollout_is is not RolloutIs.none, correction.rollout_rs is not RolloutRs.none
+    if (weights or rejects) and actor.old_logprobs is OldLogprobs.rollout:
+        refuse("actor.old_logprobs", "rollout", f"{name} corrects the gap between the trainer's log-probabilities and "
+               "the engine's, which must both be there", "set actor.old_logprobs=auto")  # fmt: skip
+    for option, level in (("rollout_is", correction.rollout_is), ("rollout_rs", correction.rollout_rs)):
+        if actor.loss_mode is LossMode.gspo and level in (RolloutIs.token, RolloutRs.token_k1):
+            refuse(f"{name}.{option}", level.name, "actor.loss_mode=gspo has one ratio per response, and weights or "
+                   "masks of single tokens would take it apart", "use a sequence level")  # fmt: skip
+    bounds = {
+        "rollout_is_threshold": (correction.rollout_is_threshold_lower, correction.rollout_is_threshold),
+        "rollout_rs_threshold": (correction.rollout_rs_threshold_lower, correction.rollout_rs_threshold),
+    }
+    for option, (lower, upper) in bounds.items():
+        if upper < 1:
+            refuse(f"{name}.{option}", upper, "would cut tokens on which engine and trainer agree", "use e.g. 2.0")
+        if not 0 <= lower <= 1:
+            refuse(f"{name}.{option}_lower", lower, "a lower bound of a ratio around 1", "use a value in [0, 1]")
 
 
 def _check_resume(config: RunConfig) -> None:

@@ -12,16 +12,10 @@ from dapo_kernels import KLEstimator, PolicyLossSpec, Surrogate
 from dapo_mcore.algo import aggregation, mismatch
 from dapo_mcore.algo.aggregation import Aggregation
 from dapo_mcore.algo.mismatch import Correction
-from dapo_mcore.config import ActorConfig, KlEstimator, LossMode, RolloutCorrectionConfig, RolloutIs, RolloutRs
+from dapo_mcore.config import ActorConfig, LossMode, RolloutCorrectionConfig, RolloutIs, RolloutRs
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.types import TrainBatch
 
-KL_ESTIMATORS = {
-    KlEstimator.k1: KLEstimator.K1,
-    KlEstimator.k2: KLEstimator.K2,
-    KlEstimator.k3: KLEstimator.K3,
-    KlEstimator.low_var_kl: KLEstimator.LOW_VAR,
-}
 IS_LEVELS = {RolloutIs.token: mismatch.of_token, RolloutIs.sequence: mismatch.of_sequence}
 RS_LEVELS = {
     RolloutRs.token_k1: mismatch.of_token,
@@ -49,7 +43,7 @@ def make_objective(options: ActorConfig, temperature: float) -> Objective:
         temperature=temperature,
         entropy_coeff=options.entropy_coeff,
         kl_coeff=options.kl_loss_coef if options.use_kl_loss else 0.0,
-        kl_estimator=KL_ESTIMATORS[options.kl_loss_type],
+        kl_estimator=KLEstimator(options.kl_loss_type.value),
         surrogate=Surrogate.CISPO if options.loss_mode is LossMode.cispo else Surrogate.CLIPPED,
     )
     steps = _corrections(options.rollout_correction)

@@ -13,7 +13,7 @@ class KLEstimator(StrEnum):
     K1 = "k1"  # d
     K2 = "k2"  # d^2 / 2
     K3 = "k3"  # exp(-d) - 1 + d
-    LOW_VAR = "low_var"  # k3 with d clamped to +-20 and the value to at most 10; no gradient beyond
+    LOW_VAR = "low_var_kl"  # k3 with d clamped to +-20 and the value to at most 10; no gradient beyond
 
 
 class Surrogate(StrEnum):

@@ -1,0 +1,49 @@
+"""The reference model: the policy before training, frozen, under the policy's layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
+from dapo_mcore.actor.scorer import Scorer
+from dapo_mcore.config import ActorConfig, ModelConfig, RefConfig
+from dapo_mcore.platform import platform
+from dapo_mcore.types import TrainBatch
+from dapo_mcore.weights import load_hf
+
+
+class Reference:
+    """Scores batches with weights that never change. Collective."""
+
+    def __init__(self, chunks: list[torch.nn.Module], scorer: Scorer, offload: bool) -> None:
+        self._chunks, self._scorer, self._offload = chunks, scorer, offload
+        self._rest()
+
+    def score(self, batch: TrainBatch, responses_per_update: int) -> TrainBatch:
+        """The batch with ref_logprobs of its trained tokens, in the packing of the updates."""
+        for chunk in self._chunks:
+            chunk.to(platform().device)
+        logprobs = self._scorer.logprobs_of_updates(batch, responses_per_update)
+        self._rest()
+        return replace(batch, ref_logprobs=logprobs)
+
+    def _rest(self) -> None:
+        if self._offload:
+            for chunk in self._chunks:
+                chunk.to("cpu")
+
+
+def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig, temperature: float) -> Reference:
+    """From `model.path`, whatever checkpoint the policy continues from; `temperature` is the policy's.
+
+    Megatron's groups must exist (`parallel.init_model_parallel`).
+    """
+    hf = read_hf_config(model.path)
+    config = transformer_config(hf, actor.megatron, model.dtype)
+    chunks = build_chunks(hf, config)
+    load_hf(chunks, model.path, hf)
+    frozen: list[torch.nn.Module] = [chunk.requires_grad_(False).eval() for chunk in chunks]
+    scorer = Scorer(frozen, config, hf.vocab_size, actor.ppo_max_token_len_per_gpu, temperature)
+    return Reference(frozen, scorer, ref.param_offload)
