@@ -226,7 +226,7 @@ def _check_kl(config: RunConfig) -> None:
             refuse(switch, True, f"{option}=0 gives the reference model no effect", f"set {option}, or {switch}=false")
     if algorithm.use_kl_in_reward and algorithm.overlong_filtering:
         refuse("algorithm.use_kl_in_reward", True, "algorithm.overlong_filtering=true leaves truncated responses "
-               "without log-probabilities, but their rewards count in the group", "switch one of the two off")  # fmt: skip
+               "without log-probabilities, but their rewards count in the group", "switch one of both off")  # fmt: skip
     if config.ref.param_offload and not config.needs_reference:
         refuse("ref.param_offload", True, "no option needs a reference model",
                "set actor.use_kl_loss or algorithm.use_kl_in_reward, or ref.param_offload=false")  # fmt: skip
