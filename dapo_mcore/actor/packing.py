@@ -15,6 +15,17 @@ from dapo_mcore.zigzag import zigzag_positions
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What routers must know of this rank's T tokens."""
+
+    response: Tensor  # [T] int64: which of the micro-batch's responses a token belongs to; `len(lengths)`: padding
+    lengths: Tensor  # [responses] int64: prompt and response tokens of each, without padding, on all ranks together
+    routes: Tensor | None  # [T, layers, top_k] int64: experts the engine chose; padding goes to the first top_k
+    batch_responses: int  # of all micro-batches and ranks
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Sequences laid end to end: this rank's T tokens of them.
 
@@ -26,8 +37,7 @@ class MicroBatch:
     rows: Tensor  # [R] int64: the position before each wanted token, whose hidden state predicts it
     targets: Tensor  # [R] int64: the wanted tokens' ids
     tokens: Tensor  # [R] int64: their places among the N response tokens of the batch
-    places: Tensor  # [T] int64: of this rank's tokens among the L tokens of the batch; -1: padding
-    responses: Tensor  # [sequences] int64: which of the batch's responses are laid here, in order
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +100,28 @@ def pack(batch: TrainBatch, sequences: Sequence[int], wanted: Tensor, cut: Cut, 
         rows=row.to(device),
         targets=targets.to(device),
         tokens=token,
-        places=place,
-        responses=torch.tensor(list(sequences), dtype=torch.int64),
+        origin=_origin(batch, sequences, place, device),
+    )
+
+
+def _origin(batch: TrainBatch, sequences: Sequence[int], places: Tensor, device: torch.device) -> Origin:
+    """places: [T] int64, of this rank's tokens among the L tokens of the batch; -1: padding."""
+    totals, is_padding = batch.prompt_lengths + batch.response_lengths, places < 0
+    number = torch.zeros(len(batch), dtype=torch.int64)  # of each of the batch's responses within the micro-batch
+    number[list(sequences)] = torch.arange(len(sequences))
+    number = torch.cat([number, torch.tensor([len(sequences)])])
+    response = torch.searchsorted(totals.cumsum(0), places, right=True).masked_fill(is_padding, len(batch))
+    routes = None
+    if batch.routes is not None:
+        routes = batch.routes[places.clamp(min=0)].long()
+        routes[is_padding] = torch.arange(routes.shape[-1])
+        routes = routes.to(device)
+    return Origin(
+        response=number[response].to(device),
+        lengths=totals[list(sequences)].to(device),
+        routes=routes,
+        batch_responses=len(batch),
+        batch_tokens=len(batch.token_ids),
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
-from dapo_mcore.actor.packing import MicroBatch
+from dapo_mcore.actor.packing import MicroBatch, Origin
 from dapo_mcore.actor.policy_model import HeadInput, PolicyModel
 from dapo_mcore.config import Dtype, MegatronConfig
 from dapo_mcore.weights import hf_weights, load_hf, save_hf
@@ -66,7 +66,8 @@ def logits(model: PolicyModel, sequences: list[Tensor]) -> Tensor:
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     packed = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=max(LENGTHS), max_seqlen_kv=max(LENGTHS))
     with torch.no_grad():
-        return model(MicroBatch(ids[None], packed, tokens, tokens, tokens), head)
+        origin = Origin(torch.zeros_like(tokens), torch.tensor([len(tokens)]), None, 1, len(tokens))
+        return model(MicroBatch(ids[None], packed, tokens, tokens, tokens, origin), head)
 
 
 def differing(weights: dict[str, Tensor], folder: Path) -> list[str]:

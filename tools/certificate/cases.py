@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dapo_mcore.config import Dtype
-from tools.certificate.layouts import LAYOUTS, Layout
+from tools.certificate.layouts import LAYOUTS, MOE, Layout
 from tools.certificate.options import BASE, OPTION_LAYOUTS, OPTIONS
 from tools.certificate.reference import Truth, tiny_model, truth
 
@@ -33,13 +33,17 @@ def all_cases(quick: bool = False) -> Iterator[Case]:
         for family in layout.families[-1:] if quick else layout.families:
             yield Case(layout, family, BASE)
             if (layout.name, family) in OPTION_LAYOUTS and not quick:
-                yield from (Case(layout, family, option) for option in OPTIONS if option != BASE)
+                yield from (Case(layout, family, option) for option in _options(family) if option != BASE)
 
 
 def cases_of(layout: Layout, dtype: Dtype, quick: bool = False) -> Iterator[Case]:
     """Every option on one layout."""
     for family in layout.families:
-        yield from (Case(layout, family, option, dtype) for option in ([BASE] if quick else OPTIONS))
+        yield from (Case(layout, family, option, dtype) for option in ([BASE] if quick else _options(family)))
+
+
+def _options(family: str) -> list[str]:
+    return [name for name, option in OPTIONS.items() if family == MOE or not option.of_experts]
 
 
 def model_folder(folder: Path, case: Case) -> Path:

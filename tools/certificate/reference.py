@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dapo_mcore.config import ActorConfig
 from dapo_mcore.types import TrainBatch
+from tools.certificate.experts import Routers
+from tools.certificate.objective import objective
 
 VOCAB = 131  # not a multiple of 2: the head has padded columns under tensor parallelism
 NOISE = 0.06  # divided by the number of layers, with which the rounding of fp32 grows
@@ -143,40 +145,23 @@ def dapo_loss(logprobs: Tensor, batch: TrainBatch, options: ActorConfig | None =
     return -surrogate[batch.loss_mask].sum() / batch.loss_mask.sum()
 
 
-def metrics(logprobs: Tensor, entropy: Tensor, batch: TrainBatch, options: ActorConfig) -> dict[str, float]:
-    """Means over the trained tokens of `logprobs` and `entropy`, [N] each."""
-    trained = batch.loss_mask
-    logprobs, advantages = logprobs.detach()[trained], batch.advantages[trained]
-    old = logprobs if batch.old_logprobs is None else batch.old_logprobs[trained].double()
-    ratio, gap = (logprobs - old).exp(), old - batch.rollout_logprobs[trained].double()
-    means = {
-        "actor/entropy": entropy[trained],
-        "actor/clip_fraction_high": (advantages > 0) & (ratio > 1 + options.clip_ratio_high),
-        "actor/clip_fraction_low": (advantages < 0) & (ratio < 1 - options.clip_ratio_low),
-        "actor/clip_fraction_dual": (advantages < 0) & (ratio > options.clip_ratio_c),
-        "actor/ratio_mean": ratio,
-        "actor/kl_old": old - logprobs,
-        "actor/mismatch_abs": gap.abs(),
-        "actor/mismatch_kl": gap.exp() - 1 - gap,
-    }
-    return {name: values.double().mean().item() for name, values in means.items()}
-
-
 def truth(
     model: transformers.PreTrainedModel, batch: TrainBatch, options: ActorConfig | None = None, temperature: float = 1.0
 ) -> Truth:
     """Loss, metrics and gradients of one update with `options`."""
     options = options or ActorConfig()
     model = in_float64(model)
+    routers = Routers(model, batch, options.moe)
     distributions = response_distributions(model, batch, temperature)
     logprobs = chosen(distributions, batch)
     entropy = -(distributions.exp() * distributions).sum(-1)
-    loss = dapo_loss(logprobs, batch, options) - options.entropy_coeff * entropy[batch.loss_mask].mean()
-    loss.backward()
+    truths = objective(logprobs, entropy, batch, options)
+    (truths.loss + routers.loss()).backward()
     gradients = split_experts({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    found = metrics(logprobs, entropy.detach(), batch, options)
-    return Truth(loss.item(), found | {"actor/loss": loss.item(), "actor/grad_norm": norm.item()}, gradients)
+    loss = truths.loss.item()
+    found = truths.metrics | routers.metrics()
+    return Truth(loss, found | {"actor/loss": loss, "actor/grad_norm": norm.item()}, gradients)
 
 
 def loss_and_gradients(
