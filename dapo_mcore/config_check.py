@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dapo_mcore.config import (
     ActorConfig,
     DataConfig,
     LossMode,
-    MegatronConfig,
+    MoeConfig,
     OldLogprobs,
     ResumeMode,
     RolloutConfig,
@@ -20,12 +20,10 @@ from dapo_mcore.config import (
     RunConfig,
     SourceConfig,
 )
+from dapo_mcore.layout_check import check_model_fits, check_world
+from dapo_mcore.refuse import refuse
 
 DECAY_STYLES = ("constant", "linear", "cosine")
-
-
-def refuse(option: str, value: object, reason: str, way_out: str) -> NoReturn:
-    raise ValueError(f"{option}={value}: {reason}; {way_out}")
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -44,7 +42,7 @@ def check(config: RunConfig, world_size: int) -> None:
     _check_kl(config)
     _check_correction(config.actor)
     _check_resume(config)
-    _check_world(config.actor.megatron, config.rollout, world_size)
+    check_world(config.actor.megatron, config.rollout, world_size)
     check_model(config, read_model_config(config.model.path))
 
 
@@ -66,46 +64,12 @@ def read_model_config(path: str) -> dict[str, Any]:
 
 def check_model(config: RunConfig, model: Mapping[str, Any]) -> None:
     """The layout must fit the model: `model` is its config.json."""
-    megatron, rollout = config.actor.megatron, config.rollout
-    heads = model.get("num_attention_heads")
-    for option, tp in (
-        ("actor.megatron.tensor_model_parallel_size", megatron.tensor_model_parallel_size),
-        ("rollout.tensor_model_parallel_size", rollout.tensor_model_parallel_size),
-    ):
-        if heads and heads % tp:
-            divisors = [d for d in range(1, heads + 1) if heads % d == 0]
-            refuse(option, tp, f"does not divide the model's {heads} attention heads", f"use one of {divisors}")
-        groups = model.get("num_key_value_heads") or heads
-        if groups and groups % tp and tp % groups:
-            refuse(option, tp, f"neither divides nor is a multiple of the model's {groups} KV heads", f"use {groups}")
-    _check_experts(megatron, model)
+    check_model_fits(config.actor.megatron, config.rollout, model)
     longest = config.data.max_prompt_length + config.data.max_response_length
     limit = model.get("max_position_embeddings")
     if limit and longest > limit:
         refuse("data.max_prompt_length + data.max_response_length", longest,
                f"above the model's max_position_embeddings {limit}", "shorten one of the two")  # fmt: skip
-
-
-def _check_experts(megatron: MegatronConfig, model: Mapping[str, Any]) -> None:
-    experts = model.get("num_experts") or model.get("num_local_experts")
-    ep, etp, tp = (
-        megatron.expert_model_parallel_size,
-        megatron.expert_tensor_parallel_size,
-        megatron.tensor_model_parallel_size,
-    )
-    if not experts:
-        if ep > 1 or etp > 1:
-            refuse(
-                "actor.megatron.expert_model_parallel_size", ep, f"{model.get('model_type')} has no experts", "use 1"
-            )
-        return
-    if experts % ep:
-        divisors = [d for d in range(1, experts + 1) if experts % d == 0]
-        refuse("actor.megatron.expert_model_parallel_size", ep, f"does not divide the model's {experts} experts",
-               f"use one of {divisors}")  # fmt: skip
-    if tp > 1 and not megatron.sequence_parallel:
-        refuse("actor.megatron.sequence_parallel", False, f"Megatron trains mixture-of-experts models with "
-               f"tensor_model_parallel_size={tp} only under sequence parallelism", "set it to true")  # fmt: skip
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -126,6 +90,9 @@ def _check_ranges(config: RunConfig) -> None:
         "actor.loss_scale_factor": actor.loss_scale_factor,
         "actor.optim.clip_grad": actor.optim.clip_grad,
         "actor.megatron.tensor_model_parallel_size": actor.megatron.tensor_model_parallel_size,
+        "actor.megatron.pipeline_model_parallel_size": actor.megatron.pipeline_model_parallel_size,
+        "actor.megatron.virtual_pipeline_model_parallel_size": actor.megatron.virtual_pipeline_model_parallel_size,
+        "actor.megatron.context_parallel_size": actor.megatron.context_parallel_size,
         "actor.megatron.expert_model_parallel_size": actor.megatron.expert_model_parallel_size,
         "actor.megatron.expert_tensor_parallel_size": actor.megatron.expert_tensor_parallel_size,
         "trainer.total_training_steps": trainer.total_training_steps,
@@ -264,20 +231,3 @@ def _check_resume(config: RunConfig) -> None:
             f"trainer.resume_from_path={path} would be ignored",
             "set resume_mode=resume_path",
         )
-
-
-def _check_world(megatron: MegatronConfig, rollout: RolloutConfig, world_size: int) -> None:
-    tp = megatron.tensor_model_parallel_size
-    if world_size % tp:
-        refuse("actor.megatron.tensor_model_parallel_size", tp, f"does not divide the {world_size} processes",
-               f"start a multiple of {tp} processes")  # fmt: skip
-    experts = megatron.expert_model_parallel_size * megatron.expert_tensor_parallel_size
-    if world_size % experts:
-        refuse("actor.megatron.expert_model_parallel_size", megatron.expert_model_parallel_size,
-               f"times expert_tensor_parallel_size={megatron.expert_tensor_parallel_size} does not divide the "
-               f"{world_size} processes", f"start a multiple of {experts} processes")  # fmt: skip
-    if world_size % rollout.tensor_model_parallel_size:
-        refuse("rollout.tensor_model_parallel_size", rollout.tensor_model_parallel_size,
-               f"does not divide the {world_size} processes", "each engine takes that many ranks")  # fmt: skip
-    if megatron.sequence_parallel and tp == 1:
-        refuse("actor.megatron.sequence_parallel", True, "needs tensor_model_parallel_size above 1", "set it to false")

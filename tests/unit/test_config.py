@@ -8,7 +8,7 @@ from dapo_mcore.config_check import check
 from dapo_mcore.train import load_config, main
 
 MOE = {"model_type": "qwen3_moe", "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 8,
-       "max_position_embeddings": 256}  # fmt: skip
+       "num_hidden_layers": 4, "moe_intermediate_size": 24, "max_position_embeddings": 256}  # fmt: skip
 DENSE = {"model_type": "llama", "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 256}
 
 
@@ -67,10 +67,20 @@ CONTRADICTIONS = [
     ("actor.megatron.expert_model_parallel_size=2", 3, "moe", "expert_model_parallel_size=2.*3 processes"),
     ("actor.megatron.expert_model_parallel_size=2", 2, "dense", "llama has no experts"),
     ("actor.megatron.tensor_model_parallel_size=2", 2, "moe", "sequence_parallel.*set it to true"),
+    ("actor.megatron.expert_tensor_parallel_size=5", 10, "moe", "expert_tensor_parallel_size=5.*moe_intermediate_size"),
+    ("actor.megatron.pipeline_model_parallel_size=0", 2, "moe", "pipeline_model_parallel_size=0.*above 0"),
+    ("actor.megatron.pipeline_model_parallel_size=3", 6, "moe", "pipeline_model_parallel_size=3.*4 layers.*1, 2, 4"),
+    ("actor.megatron.pipeline_model_parallel_size=2", 3, "moe", "pipeline_model_parallel_size=2.*3 processes"),
+    ("actor.megatron.context_parallel_size=2", 3, "moe", "context_parallel_size=2.*3 processes.*multiple of 2"),
+    ("actor.megatron.virtual_pipeline_model_parallel_size=2", 2, "moe", "virtual.*=2.*raise pipeline_model_parallel"),
+    ("actor.megatron.overlap_param_gather=true", 2, "moe", "overlap_param_gather.*overlap_grad_reduce.*set both"),
     ("rollout.tensor_model_parallel_size=4", 2, "moe", "rollout.tensor_model_parallel_size=4.*2 processes"),
     ("data.max_response_length=300", 2, "moe", "max_position_embeddings 256"),
     ("data.train.files=[nowhere.jsonl]", 2, "moe", "data.train.files.*exactly one"),
     ("trainer.resume_mode=resume_path", 2, "moe", "resume_from_path"),
+    ("actor.moe.router_replay=true", 2, "dense", "router_replay=True.*llama has no experts"),
+    ("actor.moe.seq_aux_loss_coeff=1e-3", 2, "dense", "seq_aux_loss_coeff=0.001.*llama has no experts"),
+    ("actor.moe.z_loss_coeff=-1e-3", 2, "moe", "z_loss_coeff=-0.001.*0 or more"),
     ("data.train_batch_size=0", 2, "moe", "data.train_batch_size=0.*above 0"),
 ]
 
@@ -79,6 +89,18 @@ CONTRADICTIONS = [
 def test_contradicting_values_are_refused_with_the_way_out(models, override, processes, model, message):
     with pytest.raises(ValueError, match=message):
         check(load(models, override, model=model), processes)
+
+
+def test_chunks_of_all_stages_must_divide_the_layers(models):
+    overrides = [f"actor.megatron.{x}pipeline_model_parallel_size={n}" for x, n in (("", 2), ("virtual_", 3))]
+    with pytest.raises(ValueError, match=r"virtual_pipeline_model_parallel_size=3.*4 layers.*\[1, 2\]"):
+        check(load(models, *overrides), world_size=4)
+
+
+def test_experts_of_every_pipeline_stage_need_processes(models):
+    overrides = ["actor.megatron.pipeline_model_parallel_size=2", "actor.megatron.expert_model_parallel_size=4"]
+    with pytest.raises(ValueError, match=r"expert_model_parallel_size=4.*pipeline.*=2.*4 processes.*multiple of 8"):
+        check(load(models, *overrides), world_size=4)
 
 
 @pytest.mark.parametrize("option", ["actor.megatron", "rollout"])
