@@ -56,6 +56,7 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
             cast(Tokenizer, tokenizer),  # transformers leaves eos_token_id untyped
             max_prompt_length=config.data.max_prompt_length,
             max_response_length=config.data.max_response_length,
+            record_routes=config.actor.moe.router_replay,
         )
         yield _connect(config, policy, reference, engine, checkpoints, desk)
     finally:

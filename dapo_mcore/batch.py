@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from dapo_kernels import KLEstimator
 from dapo_kernels.policy import kl_estimate
@@ -16,7 +17,7 @@ from dapo_mcore.algo import advantage
 from dapo_mcore.algo.advantage import Estimator
 from dapo_mcore.algo.reward import overlong_penalty, shaped_rewards
 from dapo_mcore.config import AdvEstimator, AlgorithmConfig, DataConfig, RewardConfig
-from dapo_mcore.types import FinishReason, Group, Outcome, Sample, TrainBatch
+from dapo_mcore.types import FinishReason, Group, Outcome, Response, Sample, TrainBatch
 
 
 def make_batch(
@@ -40,6 +41,7 @@ def make_batch(
         loss_mask=trained.repeat_interleave(lengths),
         advantages=torch.zeros(int(lengths.sum())),
         rollout_logprobs=torch.tensor([x for response in responses for x in response.logprobs], dtype=torch.float32),
+        routes=_routes(responses),
         rewards=torch.cat([_graded_rewards(group, penalty) for group in groups]),
         groups=torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.samples) for group in groups])),
     )
@@ -98,6 +100,12 @@ def _length_penalty(reward: RewardConfig, max_response_length: int) -> Callable[
         buffer_len=buffer.len,
         penalty_factor=buffer.penalty_factor,
     )
+
+
+def _routes(responses: Sequence[Response]) -> Tensor | None:
+    """[L, layers, top_k]; the last token of a response, which no model has read, goes where the one before went."""
+    parts = [np.concatenate([r.routes, r.routes[-1:]]) for r in responses if r.routes is not None]
+    return torch.from_numpy(np.concatenate(parts)) if len(parts) == len(responses) else None
 
 
 def _is_graded(sample: Sample) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
+from dapo_mcore.actor.routing import Routing
 from dapo_mcore.actor.scorer import Scorer
 from dapo_mcore.config import ActorConfig, ModelConfig, RefConfig
 from dapo_mcore.platform import platform
@@ -17,8 +18,8 @@ from dapo_mcore.weights import load_hf
 class Reference:
     """Scores batches with weights that never change. Collective."""
 
-    def __init__(self, chunks: list[torch.nn.Module], scorer: Scorer, offload: bool) -> None:
-        self._chunks, self._scorer, self._offload = chunks, scorer, offload
+    def __init__(self, chunks: list[torch.nn.Module], scorer: Scorer, routing: Routing, offload: bool) -> None:
+        self._chunks, self._scorer, self._routing, self._offload = chunks, scorer, routing, offload
         self._rest()
 
     def score(self, batch: TrainBatch, responses_per_update: int) -> TrainBatch:
@@ -26,6 +27,7 @@ class Reference:
         for chunk in self._chunks:
             chunk.to(platform().device)
         logprobs = self._scorer.logprobs_of_updates(batch, responses_per_update)
+        self._routing.finish()  # refuses choices that were not replayed
         self._rest()
         return replace(batch, ref_logprobs=logprobs)
 
@@ -44,6 +46,7 @@ def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig, temp
     config = transformer_config(hf, actor.megatron, model.dtype)
     chunks = build_chunks(hf, config)
     load_hf(chunks, model.path, hf)
+    routing = Routing(chunks, config, actor.moe)
     frozen: list[torch.nn.Module] = [chunk.requires_grad_(False).eval() for chunk in chunks]
     scorer = Scorer(frozen, config, hf.vocab_size, actor.ppo_max_token_len_per_gpu, temperature)
-    return Reference(frozen, scorer, ref.param_offload)
+    return Reference(frozen, scorer, routing, ref.param_offload)
