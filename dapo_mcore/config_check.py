@@ -64,12 +64,24 @@ def read_model_config(path: str) -> dict[str, Any]:
 
 def check_model(config: RunConfig, model: Mapping[str, Any]) -> None:
     """The layout must fit the model: `model` is its config.json."""
+    _check_routers(config.actor.moe, model)
     check_model_fits(config.actor.megatron, config.rollout, model)
     longest = config.data.max_prompt_length + config.data.max_response_length
     limit = model.get("max_position_embeddings")
     if limit and longest > limit:
         refuse("data.max_prompt_length + data.max_response_length", longest,
                f"above the model's max_position_embeddings {limit}", "shorten one of the two")  # fmt: skip
+
+
+def _check_routers(moe: MoeConfig, model: Mapping[str, Any]) -> None:
+    losses = {"actor.moe.seq_aux_loss_coeff": moe.seq_aux_loss_coeff, "actor.moe.z_loss_coeff": moe.z_loss_coeff}
+    for option, coefficient in losses.items():
+        if coefficient < 0:
+            refuse(option, coefficient, "would reward what the loss is there to prevent", "use 0 or more")
+    has_experts = bool(model.get("num_experts") or model.get("num_local_experts"))
+    for option, value in {"actor.moe.router_replay": moe.router_replay, **losses}.items():
+        if value and not has_experts:
+            refuse(option, value, f"{model.get('model_type')} has no experts, and so no router", "leave it out")
 
 
 def _check_ranges(config: RunConfig) -> None:
