@@ -99,7 +99,7 @@ OPTIONS: dict[str, Option] = {
         0.15,
         {"loss_mode": LossMode.gspo},
         rollout_rs=RolloutRs.seq_mean_k1,
-        rollout_rs_threshold=1.01,
+        rollout_rs_threshold=1.02,
         rollout_is=RolloutIs.sequence,
     ),
     "router losses": Option({"moe": MoeConfig(seq_aux_loss_coeff=0.1, z_loss_coeff=0.01)}, of_experts=True),
