@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
-from dapo_mcore.config import ModelConfig, OptimConfig
+from dapo_mcore.config import MegatronConfig, ModelConfig, OptimConfig
 from dapo_mcore.weights import hf_weights
 from tools.certificate.cases import TOLERANCE, Case, model_folder, truth_file
 from tools.certificate.options import OPTIONS
@@ -46,29 +47,33 @@ class Measured:
         return all(error <= TOLERANCE[self.case.dtype] for error in errors)  # NaN is not
 
 
-def measure_all(cases: Sequence[Case], folder: Path) -> list[Measured]:
-    """Collective; what the first rank of all measured is what counts."""
-    return [measure(case, folder) for case in cases]
-
-
-def measure(case: Case, folder: Path) -> Measured:
-    option = OPTIONS[case.option]
-    with built(case, folder) as actor:
-        metrics = {name: ratio.value for name, ratio in actor.update(option.batch()).items()}
-        found = gradients(actor)
-    return compare(case, metrics, found, torch.load(truth_file(folder, case), weights_only=False))
+def measure_all(cases: Iterable[Case], folder: Path) -> list[Measured]:
+    """Collective. Groups are made once for all successive cases of a layout: they take longer than a case."""
+    measured: list[Measured] = []
+    for layout, group in groupby(cases, key=lambda case: case.layout):
+        with laid_out(layout.megatron):
+            measured += [measure(case, folder) for case in group]
+    return measured
 
 
 @contextmanager
-def built(case: Case, folder: Path) -> Iterator[Actor]:
+def laid_out(megatron: MegatronConfig) -> Iterator[None]:
+    """Megatron's groups."""
+    parallel.init_model_parallel(megatron, seed=0)
+    try:
+        yield
+    finally:
+        parallel.destroy_model_parallel()
+
+
+def measure(case: Case, folder: Path) -> Measured:
+    """Under the case's groups; what counts is said on rank 0."""
     option = OPTIONS[case.option]
     options = option.actor_config(megatron=case.layout.megatron, optim=FROZEN)
     model = ModelConfig(path=str(model_folder(folder, case)), dtype=case.dtype)
-    parallel.init_model_parallel(case.layout.megatron, seed=0)
-    try:
-        yield build_actor(model, options, option.temperature, total_steps=1)
-    finally:
-        parallel.destroy_model_parallel()
+    actor = build_actor(model, options, option.temperature, total_steps=1)
+    metrics = {name: ratio.value for name, ratio in actor.update(option.batch()).items()}
+    return compare(case, metrics, gradients(actor), torch.load(truth_file(folder, case), weights_only=False))
 
 
 def gradients(actor: Actor) -> dict[str, Tensor]:
