@@ -59,6 +59,7 @@ def corrected(gap: float | None = None, actor: Mapping[str, Any] | None = None, 
     return Option({**(actor or {}), "rollout_correction": RolloutCorrectionConfig(**correction)}, gap=gap)
 
 
+BOUNDS = {"rollout_rs_threshold": 5.0, "rollout_rs_threshold_lower": 0.4}  # one response of the five is outside
 BASE = "DAPO"  # on every layout
 OPTIONS: dict[str, Option] = {
     BASE: Option(),
@@ -91,9 +92,9 @@ OPTIONS: dict[str, Option] = {
     "TIS of sequences": corrected(0.15, rollout_is=RolloutIs.sequence),
     "IcePop": corrected(rollout_is=RolloutIs.token, rollout_is_threshold_lower=0.5, rollout_is_threshold=5.0),
     "masked tokens": corrected(rollout_rs=RolloutRs.token_k1),
-    "MIS": corrected(0.15, rollout_rs=RolloutRs.seq_sum_k1),
+    "MIS": corrected(0.15, rollout_rs=RolloutRs.seq_sum_k1, **BOUNDS),
     "MIS, mean over responses": corrected(
-        0.15, {"loss_agg_mode": LossAggMode["seq-mean-token-mean"]}, rollout_rs=RolloutRs.seq_sum_k1
+        0.15, {"loss_agg_mode": LossAggMode["seq-mean-token-mean"]}, rollout_rs=RolloutRs.seq_sum_k1, **BOUNDS
     ),
     "GSPO, MIS by geometric mean, TIS of sequences": corrected(
         0.15,
