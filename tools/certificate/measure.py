@@ -120,9 +120,8 @@ def _scaled(found: float, wanted: float) -> float:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference, relative to the largest element wanted; an expert without a token wants zeros."""
-    largest = wanted.abs().max().item()
-    return (found - wanted).abs().max().item() / (largest or 1.0)
+    """||found - wanted|| / ||wanted||; an expert without a token wants zeros."""
+    return ((found - wanted).norm() / (wanted.norm() or 1.0)).item()
 
 
 def worst(errors: Mapping[str, float]) -> Worst:
