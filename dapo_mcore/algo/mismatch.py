@@ -61,7 +61,7 @@ def importance_weighted(
         "actor/is_weight": _mean(weights[trained]),
         "actor/is_outside_fraction": _mean(outside[trained]),
     }
-    weighted = torch.where(trained, batch.advantages * weights.float(), 0.0)
+    weighted = torch.where(trained, batch.advantages * weights.to(batch.advantages.dtype), 0.0)
     return replace(batch, advantages=weighted), metrics
 
 

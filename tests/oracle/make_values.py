@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,73 +20,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from inputs import CLIP_HIGH, CLIP_LOW, DUAL_CLIPS, Batch, Values, draw_batch, draw_groups, response_mask, with_gradient
 from safetensors.torch import save_file
 from torch import Tensor
-
-Values = dict[str, Tensor]
+from variants import CORRECTIONS, trl_variants, verl_variants
 
 FOLDER = Path(__file__).parents[1] / "data" / "oracle"
-CLIP_LOW, CLIP_HIGH = 0.2, 0.28
-DUAL_CLIPS = (3.0, 10.0)
 KL_COEFF = 0.04
 TEMPERATURE = 0.7
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 ESTIMATORS = ("k1", "k2", "k3")
 MAX_LENGTH, BUFFER = 64, 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    mask: Tensor  # [B, T] bool
-    advantages: Tensor  # [B]
-    logprobs: Tensor  # [B, T]
-    old_logprobs: Tensor  # [B, T]
-    ref_logprobs: Tensor  # [B, T]
-
-    def values(self) -> Values:
-        return {f"input.{name}": tensor for name, tensor in vars(self).items()}
-
-
-def response_mask(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Random lengths; one token in ten masked inside a response; two responses masked as a whole."""
-    lengths = torch.randint(1, columns + 1, (rows, 1), generator=generator)
-    mask = (torch.arange(columns) < lengths) & (torch.rand(rows, columns, generator=generator) > 0.1)
-    mask[2] = mask[-1] = False
-    return mask
-
-
-def draw_batch(rows: int = 16, columns: int = 24, seed: int = 1) -> Batch:
-    """Ratios inside the clip range, beyond both of its ends, and beyond both dual clips, for either sign of A."""
-    g = torch.Generator().manual_seed(seed)
-    logprobs = -0.01 - 4 * torch.rand(rows, columns, generator=g)
-    spread = torch.tensor([0.1, 0.5, 2.0])[torch.randint(3, (rows, columns), generator=g)]
-    old = logprobs + spread * torch.randn(rows, columns, generator=g)
-    ref = logprobs + 0.5 * torch.randn(rows, columns, generator=g)
-    batch = Batch(
-        response_mask(rows, columns, g), torch.randn(rows, generator=g).double(), logprobs.double(), old.double(),
-        ref.double(),
-    )  # fmt: skip
-    check_coverage(batch)
-    return batch
-
-
-def check_coverage(batch: Batch) -> None:
-    ratio, negative = (batch.logprobs - batch.old_logprobs).exp(), (batch.advantages < 0)[:, None]
-    cases = (
-        ~negative & (ratio > 1 + CLIP_HIGH), ~negative & (ratio < 1 - CLIP_LOW), negative & (ratio < 1 - CLIP_LOW),
-        negative & (ratio > 1 + CLIP_HIGH), *(negative & (ratio > c) for c in DUAL_CLIPS),
-    )  # fmt: skip
-    assert all((case & batch.mask).sum() >= 2 for case in cases), "a clip case is missing: take another seed"
-
-
-def with_gradient(name: str, loss_of: Callable[..., Tensor], **leaves: Tensor) -> Values:
-    """The loss, and its gradient by every leaf."""
-    variables = {leaf: tensor.clone().requires_grad_() for leaf, tensor in leaves.items()}
-    loss = loss_of(**variables)
-    gradients = torch.autograd.grad(loss, list(variables.values()))
-    return {f"{name}.loss": loss.detach()} | {
-        f"{name}.gradient.{leaf}": g for leaf, g in zip(variables, gradients, strict=True)
-    }
 
 
 def verl_policy_losses(batch: Batch) -> Values:
@@ -143,16 +86,6 @@ def verl_entropy(rows: int = 6, columns: int = 7, vocabulary: int = 5) -> Values
     logits = (3 * torch.randn(rows, columns, vocabulary, generator=g)).double()
     answer = with_gradient("entropy", lambda logits: compute_entropy_loss(logits, mask.double()), logits=logits)
     return {"input.entropy.logits": logits, "input.entropy.mask": mask} | answer
-
-
-def draw_groups(count: int = 24) -> tuple[Tensor, Tensor]:
-    """Rewards and group numbers of groups of 2 to 16: correctness, length terms, equal groups, and one crumb."""
-    g = torch.Generator().manual_seed(3)
-    sizes = torch.randint(2, 17, (count,), generator=g)
-    rewards = [(torch.randint(2, (n,), generator=g) * 2.0 - 1 - 0.5 * torch.rand(n, generator=g)) for n in sizes]
-    rewards[0], rewards[1], rewards[2] = torch.ones(8), torch.full((7,), 0.7), torch.ones(16)
-    rewards[2][0] -= 20 / 4096
-    return torch.cat(rewards).double(), torch.arange(count).repeat_interleave(torch.tensor([len(r) for r in rewards]))
 
 
 def verl_advantages() -> Values:
@@ -264,13 +197,13 @@ def ask_verl() -> Values:
     batch = draw_batch()
     return (
         batch.values() | verl_policy_losses(batch) | verl_rank_losses(batch) | verl_kl_losses(batch) | verl_entropy()
-        | verl_advantages() | verl_overlong()
+        | verl_advantages() | verl_overlong() | verl_variants(batch)
     )  # fmt: skip
 
 
 def ask_trl() -> Values:
     batch = draw_batch()
-    return batch.values() | trl_policy_losses(batch)
+    return batch.values() | trl_policy_losses(batch) | trl_variants(batch, trl_stand_in)
 
 
 PEERS: dict[str, Callable[[], Values]] = {"verl": ask_verl, "trl": ask_trl, "liger-kernel": liger_fused_losses}
@@ -285,6 +218,7 @@ def main(folder: Path) -> None:
         "temperature": TEMPERATURE,
         "max_response_length": MAX_LENGTH,
         "overlong_buffer": BUFFER,
+        "corrections": CORRECTIONS,
     }
     folder.mkdir(parents=True, exist_ok=True)
     for peer, ask in PEERS.items():

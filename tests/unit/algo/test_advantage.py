@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from dapo_mcore.algo.advantage import group_advantages
+from dapo_mcore.algo.advantage import (
+    group_advantages,
+    leave_one_out_advantages,
+    per_group,
+    whitened_group_differences,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +65,52 @@ def test_advantages_are_those_of_verl(oracle, name, by_std):
     rewards, groups = verl["input.group.rewards"], verl["input.group.index"]
     ours = torch.cat([group_advantages(rewards[groups == i], by_std, ddof=1) for i in groups.unique()])
     torch.testing.assert_close(ours.double(), verl[f"advantage.{name}"], rtol=2e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([1, 0, 0, 0], [1, -1 / 3, -1 / 3, -1 / 3]),
+        ([1, -1], [2, -2]),
+        ([3, 0, 6], [0, -4.5, 4.5]),
+        ([0.1] * 7, [0] * 7),
+    ],
+)
+def test_leave_one_out_compares_with_the_mean_of_the_others(rewards, expected):
+    advantages = leave_one_out_advantages(torch.tensor(rewards, dtype=torch.float32))
+    assert advantages.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_whitening_has_mean_0_and_deviation_1_over_the_trained_tokens_of_all_groups():
+    rewards, groups = torch.tensor([1.0, 0.0, 5.0, 2.0, 2.0]), torch.tensor([0, 0, 7, 7, 7])
+    tokens = torch.tensor([3, 1, 2, 0, 4])  # centred: 0.5, -0.5, 2, -1, -1
+    advantages = whitened_group_differences(rewards, groups, tokens)
+    mean = (3 * 0.5 - 0.5 + 2 * 2 - 4) / 10
+    variance = (3 * (0.5 - mean) ** 2 + (-0.5 - mean) ** 2 + 2 * (2 - mean) ** 2 + 4 * (-1 - mean) ** 2) / 9
+    expected = [(x - mean) / math.sqrt(variance) for x in (0.5, -0.5, 2, -1, -1)]
+    assert advantages.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [[0, 0], [1, 0]])
+def test_nothing_to_whiten_gives_zeros(tokens):
+    rewards, groups = torch.tensor([1.0, 0.0]), torch.tensor([0, 0])
+    assert whitened_group_differences(rewards, groups, torch.tensor(tokens)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("estimate", [per_group(leave_one_out_advantages), whitened_group_differences])
+def test_a_response_without_a_grade_counts_in_no_statistic(estimate):
+    rewards, groups = torch.tensor([1.0, math.nan, 0.0, 4.0, 2.0]), torch.tensor([0, 0, 0, 1, 1])
+    tokens, graded = torch.tensor([2, 0, 3, 1, 1]), torch.tensor([True, False, True, True, True])
+    advantages = estimate(rewards, groups, tokens)
+    assert advantages[1] == 0
+    assert torch.equal(advantages[graded], estimate(rewards[graded], groups[graded], tokens[graded]))
+
+
+@pytest.mark.parametrize(
+    ("name", "estimate"),
+    [("rloo", per_group(leave_one_out_advantages)), ("reinforce_plus_plus_baseline", whitened_group_differences)],
+)
+def test_the_other_estimators_are_those_of_verl(oracle, name, estimate):
+    verl = oracle("verl")
+    ours = estimate(verl["input.group.rewards"], verl["input.group.index"], verl["input.group.lengths"])
+    torch.testing.assert_close(ours.double(), verl[f"advantage.{name}"], rtol=3e-7, atol=1e-7)

@@ -1,6 +1,7 @@
 """The loss head against verl, TRL and Liger, on stored inputs: losses and gradients, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from dapo_kernels import (
     fused_linear_policy_loss,
     fused_policy_loss_from_logits,
 )
+
+from dapo_mcore.algo import aggregation
+from dapo_mcore.types import TrainBatch
 
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "torch"])
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
@@ -46,15 +50,24 @@ def assert_same(out: PolicyLoss, answers, name: str, rtol=1e-7, **leaves: torch.
 
 
 def weights_and_scale(mode: str, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Each aggregation as token weights and one scale: responses masked as a whole count nowhere."""
-    lengths = mask.sum(dim=1, keepdim=True).double()
-    responses, ones = int((lengths > 0).sum()), torch.ones_like(lengths)
-    return {
-        "token-mean": (ones, 1 / int(mask.sum())),
-        "seq-mean-token-sum": (ones, 1 / responses),
-        "seq-mean-token-mean": (1 / lengths.clamp(min=1), 1 / responses),
-        "seq-mean-token-sum-norm": (ones, 1 / (responses * mask.shape[1])),
+    """Of padded responses, [B, T] and a number."""
+    aggregate = {
+        "token-mean": aggregation.token_mean,
+        "seq-mean-token-sum": aggregation.seq_mean_token_sum,
+        "seq-mean-token-mean": aggregation.seq_mean_token_mean,
+        "seq-mean-token-sum-norm": partial(aggregation.token_sum_norm, scale_factor=mask.shape[1]),
     }[mode]
+    weights, denominator = aggregate(padded_batch(mask))
+    return weights.view_as(mask).double(), 1 / denominator
+
+
+def padded_batch(mask: torch.Tensor) -> TrainBatch:
+    """Responses of the same length, of which the mask takes what it wants."""
+    responses, length = mask.shape
+    zeros = torch.zeros(mask.numel())
+    lengths = torch.full((responses,), length)
+    return TrainBatch(torch.zeros(responses * length, dtype=torch.int64), 0 * lengths, lengths, mask.flatten(), zeros,
+                      zeros)  # fmt: skip
 
 
 @BACKENDS
@@ -68,7 +81,7 @@ def test_the_clipped_loss_and_its_gradient_are_those_of_verl(oracle, mode, c, ba
         logprobs, mask, PolicyLossSpec(clip_ratio_c=c), advantages=verl["input.advantages"],
         old=verl["input.old_logprobs"], token_weights=weights, scale=scale, backend=backend,
     )  # fmt: skip
-    assert_same(out, verl, f"policy.{mode}.c{c:g}", logprobs=logprobs)
+    assert_same(out, verl, f"policy.{mode}.c{c:g}", rtol=3e-7, logprobs=logprobs)  # weights are in float32
 
 
 @pytest.mark.parametrize("c", [3.0, 10.0])
