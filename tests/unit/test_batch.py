@@ -1,10 +1,21 @@
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from dapo_mcore.batch import make_batch, shuffle
-from dapo_mcore.config import AlgorithmConfig, DataConfig, OverlongBufferConfig, RewardConfig
+from dapo_mcore.batch import make_batch, shuffle, with_kl_in_rewards
+from dapo_mcore.config import (
+    AdvEstimator,
+    AlgorithmConfig,
+    DataConfig,
+    KlCtrlConfig,
+    KlEstimator,
+    OverlongBufferConfig,
+    RewardConfig,
+)
 from dapo_mcore.types import FinishReason, Group, Outcome, Prompt, Response, Sample, TrainBatch, Verdict
 
 DATA = DataConfig(max_response_length=8)
@@ -173,3 +184,64 @@ def test_mini_batches_are_the_batch_cut_in_order(size):
 def test_selecting_repeats_and_drops_responses_as_told():
     batch = large_batch()
     assert rows(batch.select([3, 3, 0])) == [rows(batch)[i] for i in (3, 3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [(AdvEstimator.grpo, [1.5, -0.5, -0.5, -0.5]), (AdvEstimator.rloo, [2, -2 / 3, -2 / 3, -2 / 3])],
+)
+def test_the_estimator_of_the_advantage_is_an_option(estimator: AdvEstimator, expected: list[float]):
+    batch = batch_of(FIRST, adv_estimator=estimator)
+    assert response_advantages(batch) == pytest.approx(expected, rel=1e-5)
+
+
+def test_whitening_spans_the_groups_of_the_batch():
+    batch = batch_of(FIRST, SECOND, adv_estimator=AdvEstimator.reinforce_plus_plus_baseline)
+    trained = batch.advantages[batch.loss_mask].double()
+    assert trained.mean().item() == pytest.approx(0, abs=1e-6)
+    assert trained.std().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_rewards_and_groups_follow_their_responses_when_they_are_shuffled():
+    ungraded = group(2, (4,), sample((31,), 1.0), sample((32,), 0.0, outcome=Outcome.ERROR))
+    batch = shuffle(batch_of(FIRST, ungraded), seed=1, step=2)
+    order = shuffle(replace(batch_of(FIRST, ungraded), groups=torch.arange(6)), seed=1, step=2).groups.tolist()
+    assert batch.groups.tolist() == [[0, 0, 0, 0, 1, 1][i] for i in order]
+    expected = [[1.0, -1.0, -1.0, -1.0, 1.0, math.nan][i] for i in order]
+    torch.testing.assert_close(batch.rewards, torch.tensor(expected), equal_nan=True)
+
+
+def test_the_kl_of_a_response_is_taken_from_its_reward_before_the_advantage():
+    batch = shuffle(batch_of(FIRST, SECOND), seed=0, step=1)
+    n = len(batch.loss_mask)
+    mask = torch.arange(n) % 3 > 0
+    old, ref = torch.linspace(-3, -1, n), torch.linspace(-1, -3, n)
+    batch = replace(batch, loss_mask=mask, old_logprobs=old, ref_logprobs=ref.masked_fill(~mask, math.nan))
+    algorithm = AlgorithmConfig(kl_ctrl=KlCtrlConfig(kl_coef=0.1), kl_penalty=KlEstimator.k2)
+    penalised = with_kl_in_rewards(batch, algorithm)
+    lengths = batch.response_lengths.tolist()
+    kl = [(((o - r)[m]) ** 2 / 2).sum().item() for o, r, m in zip(
+        old.split(lengths), ref.split(lengths), mask.split(lengths), strict=True)]  # fmt: skip
+    rewards = [r - 0.1 * k for r, k in zip(batch.rewards.tolist(), kl, strict=True)]
+    assert penalised.rewards.tolist() == pytest.approx(rewards, rel=1e-5)
+    for which in (0, 1):
+        members = [i for i in range(8) if batch.groups[i] == which]
+        mean = sum(rewards[i] for i in members) / 4
+        std = math.sqrt(sum((rewards[i] - mean) ** 2 for i in members) / 3)
+        ours = [response_advantages(penalised)[i] for i in members]
+        assert ours == pytest.approx([(rewards[i] - mean) / (std + 1e-6) for i in members], rel=1e-4)
+
+
+def test_the_kl_in_the_reward_is_that_of_verl():
+    verl = load_file(Path(__file__).parents[1] / "data" / "oracle" / "verl.safetensors")
+    mask, count = verl["input.mask"], len(verl["input.mask"])
+    lengths = torch.full((count,), mask.shape[1])
+    flat = torch.zeros(mask.numel())
+    batch = TrainBatch(
+        flat.long(), 0 * lengths, lengths, mask.flatten(), flat, flat, verl["input.old_logprobs"].flatten(),
+        verl["input.ref_logprobs"].flatten(), rewards=verl["input.advantages"], groups=torch.arange(count) // 4,
+    )  # fmt: skip
+    ours = with_kl_in_rewards(batch, AlgorithmConfig(kl_ctrl=KlCtrlConfig(kl_coef=0.05)))
+    torch.testing.assert_close(
+        ours.advantages.view_as(mask)[:, 0].double(), verl["advantage.kl_in_reward"], rtol=1e-6, atol=1e-7
+    )

@@ -78,6 +78,9 @@ CONTRADICTIONS = [
     ("data.max_response_length=300", 2, "moe", "max_position_embeddings 256"),
     ("data.train.files=[nowhere.jsonl]", 2, "moe", "data.train.files.*exactly one"),
     ("trainer.resume_mode=resume_path", 2, "moe", "resume_from_path"),
+    ("rollout.n_schedule=[{until:0.5,value:1}]", 2, "moe", "n_schedule=1.*at least 2"),
+    ("rollout.temperature_schedule=[{until:0.5,value:1.2},{until:0.3,value:1.1}]", 2, "moe", "temperature_sch.*rising"),
+    ("rollout.temperature_schedule=[{until:1.5,value:1.2}]", 2, "moe", r"until 1.5.*in \(0, 1\]"),
     ("actor.moe.router_replay=true", 2, "dense", "router_replay=True.*llama has no experts"),
     ("actor.moe.seq_aux_loss_coeff=1e-3", 2, "dense", "seq_aux_loss_coeff=0.001.*llama has no experts"),
     ("actor.moe.z_loss_coeff=-1e-3", 2, "moe", "z_loss_coeff=-0.001.*0 or more"),
@@ -89,6 +92,66 @@ CONTRADICTIONS = [
 def test_contradicting_values_are_refused_with_the_way_out(models, override, processes, model, message):
     with pytest.raises(ValueError, match=message):
         check(load(models, override, model=model), processes)
+
+
+# overrides, what the message names
+CORRECTION = "actor.rollout_correction"
+GSPO = ["actor.loss_mode=gspo", "actor.old_logprobs=auto"]
+ALGORITHM = [
+    (
+        ["actor.kl_loss_coef=0.001"],
+        r"actor\.kl_loss_coef=0\.001.*actor\.use_kl_loss=false.*set actor\.use_kl_loss=true",
+    ),
+    (["actor.use_kl_loss=true"], r"actor\.use_kl_loss=True.*actor\.kl_loss_coef=0.*set actor\.kl_loss_coef"),
+    (["actor.kl_loss_coef=-1", "actor.use_kl_loss=true"], r"actor\.kl_loss_coef=-1.*0 or more"),
+    (["algorithm.kl_ctrl.kl_coef=0.1"], r"kl_ctrl\.kl_coef=0\.1.*algorithm\.use_kl_in_reward=false"),
+    (["algorithm.use_kl_in_reward=true"], r"use_kl_in_reward=True.*algorithm\.kl_ctrl\.kl_coef=0"),
+    (
+        ["algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.kl_coef=0.1", "algorithm.overlong_filtering=true"],
+        r"use_kl_in_reward=True.*overlong_filtering=true",
+    ),
+    (["ref.param_offload=true"], r"ref\.param_offload=True.*no option needs a reference model"),
+    ([*GSPO, f"{CORRECTION}.rollout_is=token"], r"rollout_is=token.*loss_mode=gspo.*sequence level"),
+    ([*GSPO, f"{CORRECTION}.rollout_rs=token_k1"], r"rollout_rs=token_k1.*loss_mode=gspo"),
+    ([f"{CORRECTION}.rollout_is=token", "actor.old_logprobs=rollout"], r"old_logprobs=rollout.*old_logprobs=auto"),
+    ([f"{CORRECTION}.rollout_rs=seq_sum_k1", "actor.old_logprobs=rollout"], r"old_logprobs=rollout"),
+    ([f"{CORRECTION}.rollout_is_threshold=0.5"], r"rollout_is_threshold=0\.5"),
+    ([f"{CORRECTION}.rollout_rs_threshold_lower=1.5"], r"rollout_rs_threshold_lower=1\.5.*\[0, 1\]"),
+    (["actor.loss_scale_factor=0"], r"loss_scale_factor=0.*above 0"),
+    (["rollout.n=1", "algorithm.adv_estimator=rloo"], r"rollout\.n=1.*at least 2"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), ALGORITHM)
+def test_options_of_the_algorithm_that_contradict_are_refused_with_the_way_out(models, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(load(models, *overrides), world_size=2)
+
+
+def test_every_member_of_the_family_passes_the_check(models):
+    for overrides in (
+        [*GSPO, "actor.loss_agg_mode=seq-mean-token-mean", f"{CORRECTION}.rollout_is=sequence"],
+        ["actor.loss_mode=cispo", "actor.old_logprobs=recompute", f"{CORRECTION}.rollout_is=token",
+         f"{CORRECTION}.rollout_rs=seq_mean_k1"],
+        ["actor.loss_agg_mode=seq-mean-token-sum-norm", "algorithm.norm_adv_by_std_in_grpo=false"],
+        ["actor.use_kl_loss=true", "actor.kl_loss_coef=0.001", "ref.param_offload=true"],
+        ["algorithm.adv_estimator=reinforce_plus_plus_baseline", "algorithm.use_kl_in_reward=true",
+         "algorithm.kl_ctrl.kl_coef=0.001"],
+    ):  # fmt: skip
+        check(load(models, *overrides), world_size=2)
+
+
+def test_the_constant_length_is_that_of_the_longest_response_unless_given(models):
+    assert load(models).actor.loss_scale_factor == load(models).data.max_response_length
+    assert load(models, "actor.loss_scale_factor=7").actor.loss_scale_factor == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [([], False), (["actor.use_kl_loss=true"], True), (["algorithm.use_kl_in_reward=true"], True)],
+)
+def test_a_reference_model_is_built_only_for_options_that_need_it(models, overrides, needed):
+    assert load(models, *overrides).needs_reference is needed
 
 
 def test_chunks_of_all_stages_must_divide_the_layers(models):
