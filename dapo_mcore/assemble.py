@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,9 @@ from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.prompts import load_tokenizer
 from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.leader import is_leader, lead
+from dapo_mcore.rollout.sampler import Collected
 from dapo_mcore.rollout.vllm_engine import Tokenizer
+from dapo_mcore.schedules import group_size_schedule, temperature_schedule
 from dapo_mcore.types import Group, TrainBatch
 from dapo_mcore.weights import save_hf
 
@@ -40,16 +42,10 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
     desk = _desk_of_leader(config, tokenizer)
     try:
         parallel.init_model_parallel(config.actor.megatron, config.trainer.seed)
-        policy = build_actor(
-            config.model, config.actor, config.rollout.temperature, config.trainer.total_training_steps
-        )
+        policy = build_actor(config.model, config.actor, config.trainer.total_training_steps)
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
-        reference = (
-            build_reference(config.model, config.actor, config.ref, config.rollout.temperature)
-            if config.needs_reference
-            else None
-        )
+        reference = build_reference(config.model, config.actor, config.ref) if config.needs_reference else None
         engine = ColocatedEngine(
             config.model,
             config.rollout,
@@ -87,15 +83,18 @@ def _resume(config: RunConfig, checkpoints: CheckpointStore, policy: Actor, desk
         print(f"resumed from {found}: {policy.step} steps done", flush=True)
 
 
-def _scoring(config: RunConfig, policy: Actor, reference: Reference | None) -> Callable[[TrainBatch], TrainBatch]:
+Stage = Callable[[TrainBatch, int], TrainBatch]  # batch, responses per update -> batch
+
+
+def _scoring(config: RunConfig, policy: Actor, reference: Reference | None) -> Stage:
     """What every batch goes through between sampling and its first update."""
-    count, in_reward = config.actor.ppo_mini_batch_size * config.rollout.n, config.algorithm.use_kl_in_reward
-    stages = [partial(policy.score, responses_per_update=count, needed=in_reward)]
+    in_reward = config.algorithm.use_kl_in_reward
+    stages: list[Stage] = [partial(policy.score, needed=in_reward)]
     if reference is not None:
-        stages.append(partial(reference.score, responses_per_update=count))
+        stages.append(reference.score)
     if in_reward:
-        stages.append(partial(with_kl_in_rewards, algorithm=config.algorithm))
-    return lambda batch: reduce(lambda scored, stage: stage(scored), stages, batch)
+        stages.append(lambda batch, _: with_kl_in_rewards(batch, config.algorithm))
+    return lambda batch, count: reduce(lambda scored, stage: stage(scored, count), stages, batch)
 
 
 def _connect(
@@ -108,18 +107,29 @@ def _connect(
 ) -> tuple[Run, EndOfStep]:
     """Each call of the loop is timed as a phase; what rank 0 decides is led."""
     stopwatch = Stopwatch()
-    responses_per_update = config.actor.ppo_mini_batch_size * config.rollout.n
+    temperature, group_size = temperature_schedule(config), group_size_schedule(config)
+
+    def responses_per_update(step: int) -> int:
+        return config.actor.ppo_mini_batch_size * group_size(step)
 
     def push_weights() -> None:
         if engine.version != policy.step:
             engine.load(policy.weights(), policy.step)
 
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
-        return shuffle(make_batch(groups, config.algorithm, config.reward, config.data), config.trainer.seed, step)
+        batch = make_batch(groups, config.algorithm, config.reward, config.data)
+        return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
+
+    def collect(step: int) -> Collected:
+        return lead(desk and desk.sampler(engine, step).collect, engine)
+
+    def score(batch: TrainBatch, step: int) -> TrainBatch:
+        return scored(batch, responses_per_update(step))
 
     def export(folder: Path) -> None:
         save_hf(policy.weights(), policy.hf_config, config.model.path, folder)
 
+    scored = _scoring(config, policy, reference)
     push = stopwatch.wrap("push", push_weights)
     end = EndOfStep(
         options=config.trainer,
@@ -138,9 +148,9 @@ def _connect(
         last_step=config.trainer.total_training_steps,
         responses_per_update=responses_per_update,
         push_weights=push,
-        collect_groups=stopwatch.wrap("rollout", partial(lead, desk and desk.sampler(engine).collect, engine)),
+        collect_groups=stopwatch.wrap("rollout", collect),
         make_batch=batch_of,
-        with_old_logprobs=stopwatch.wrap("old_logprobs", _scoring(config, policy, reference)),
+        with_old_logprobs=stopwatch.wrap("old_logprobs", score),
         update=stopwatch.wrap("update", policy.update),
         finish_step=end.finish,
     )

@@ -164,9 +164,23 @@ class ValConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class TemperatureStage:
+    until: float = MISSING  # share of trainer.total_training_steps; the stage holds for steps that begin before it
+    value: float = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class GroupSizeStage:
+    until: float = MISSING  # as above
+    value: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class RolloutConfig:
     n: int = 16  # G: responses per prompt
+    n_schedule: list[GroupSizeStage] = field(default_factory=list)  # stages before n, e.g. [{until: 0.3, value: 32}]
     temperature: float = 1.0  # also divides the policy's logits in the loss
+    temperature_schedule: list[TemperatureStage] = field(default_factory=list)  # stages before temperature
     top_p: float = 1.0  # fixed: another value would sample from a distribution the loss does not know
     top_k: int = -1  # fixed, likewise
     tensor_model_parallel_size: int = 1  # consecutive ranks that share one engine

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dapo_mcore.config import (
     ActorConfig,
     DataConfig,
+    GroupSizeStage,
     LossMode,
     MoeConfig,
     OldLogprobs,
@@ -19,6 +20,7 @@ from dapo_mcore.config import (
     RolloutRs,
     RunConfig,
     SourceConfig,
+    TemperatureStage,
 )
 from dapo_mcore.layout_check import check_model_fits, check_world
 from dapo_mcore.refuse import refuse
@@ -156,7 +158,19 @@ def _check_batches(data: DataConfig, rollout: RolloutConfig, actor: ActorConfig)
                f"does not divide data.train_batch_size={data.train_batch_size}", "use a divisor")  # fmt: skip
 
 
+def _check_schedule(option: str, stages: Sequence[TemperatureStage] | Sequence[GroupSizeStage], least: float) -> None:
+    ends = [stage.until for stage in stages]
+    if ends != sorted(set(ends)) or any(not 0 < until <= 1 for until in ends):
+        refuse(option, [f"until {until}" for until in ends], "the ends of stages are shares of the training",
+               "give rising values in (0, 1]; after the last stage the option itself holds")  # fmt: skip
+    for stage in stages:
+        if stage.value < least:
+            refuse(option, stage.value, "cannot be sampled and learned from", f"use at least {least}")
+
+
 def _check_sampling(rollout: RolloutConfig) -> None:
+    _check_schedule("rollout.n_schedule", rollout.n_schedule, 2)
+    _check_schedule("rollout.temperature_schedule", rollout.temperature_schedule, 0.01)
     if rollout.temperature <= 0:
         refuse("rollout.temperature", rollout.temperature, "greedy responses of a group are all equal", "use 1.0")
     if rollout.top_p != 1.0 or rollout.top_k != -1:

@@ -18,6 +18,7 @@ from dapo_mcore.reward import Grader
 from dapo_mcore.rollout.engine import RolloutEngine, Sampling
 from dapo_mcore.rollout.sampler import Sampler, every_group
 from dapo_mcore.rollout.validation import Validator
+from dapo_mcore.schedules import group_size_schedule, temperature_schedule
 from dapo_mcore.types import Prompt
 
 # Bytes written per byte of bf16 weights: a checkpoint holds 2 + 4 + 4 + 4 per parameter, the HF export 2 more.
@@ -31,20 +32,21 @@ class Desk:
     validation: Sequence[Prompt]  # empty: the run never validates
     grader: Grader
 
-    def sampler(self, engine: RolloutEngine) -> Sampler:
+    def sampler(self, engine: RolloutEngine, step: int) -> Sampler:
+        """Of a training step, with the temperature and group size it has."""
         data, rollout, group_filter = self.config.data, self.config.rollout, self.config.algorithm.filter_groups
         return Sampler(
             engine=engine,
             prompts=self.source,
             grader=self.grader,
             sampling=Sampling(
-                rollout.temperature,
+                temperature_schedule(self.config)(step),
                 data.max_response_length,
                 rollout.top_p,
                 rollout.top_k,
                 routes=self.config.actor.moe.router_replay,
             ),
-            group_size=rollout.n,
+            group_size=group_size_schedule(self.config)(step),
             seed=self.config.trainer.seed,
             wanted=data.train_batch_size,
             per_round=data.gen_batch_size,

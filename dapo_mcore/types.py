@@ -99,6 +99,7 @@ class TrainBatch:
     ref_logprobs: Tensor | None = None  # [N] float32: of the reference model; None: no option needs it
     rewards: Tensor | None = None  # [S] float32, shaped, NaN where not graded; None: not made of rewards
     groups: Tensor | None = None  # [S] int64: which responses the advantage compares, with `rewards`
+    temperature: float = 1.0  # of the rollout; divides the policy's logits
     routes: Tensor | None = None  # [L, layers, top_k] uint8 or int16: experts the engine chose; None: no replay
 
     def __len__(self) -> int:
@@ -154,6 +155,7 @@ class TrainBatch:
             ref_logprobs=if_present(self.ref_logprobs),
             rewards=None if self.rewards is None else self.rewards[index],
             groups=None if self.groups is None else self.groups[index],
+            temperature=self.temperature,
             routes=None if self.routes is None else gather(self.routes, totals),
         )
 

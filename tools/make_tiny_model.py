@@ -69,7 +69,7 @@ def warm_start(source: Path, out: Path, seed: int, warm: WarmStart) -> None:
     """Train the model of `source` and write it to `out`. Collective."""
     options = actor_options(warm, dist.get_world_size())
     init_model_parallel(options.megatron, seed)
-    actor = build_actor(ModelConfig(path=str(source), dtype=Dtype.fp32), options, 1.0, warm.steps)
+    actor = build_actor(ModelConfig(path=str(source), dtype=Dtype.fp32), options, warm.steps)
     problems = arithmetic.unseen(
         arithmetic.warm_start_set(seed).draw(), arithmetic.VALIDATION.draw(), arithmetic.training_set(seed).draw()
     )

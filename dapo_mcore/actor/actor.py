@@ -56,9 +56,7 @@ class Actor:
         self._learning_rate = learning_rate
         self._objective = objective
         self._options = options
-        self._scorer = Scorer(
-            ddp_chunks, config, hf_config.vocab_size, options.ppo_max_token_len_per_gpu, objective.spec.temperature
-        )
+        self._scorer = Scorer(ddp_chunks, config, hf_config.vocab_size, options.ppo_max_token_len_per_gpu)
         self._routing = Routing(self.chunks, config, options.moe)
 
     @property
@@ -167,20 +165,19 @@ class Actor:
         return grad_norm
 
 
-def build_actor(model: ModelConfig, options: ActorConfig, temperature: float, total_steps: int) -> Actor:
+def build_actor(model: ModelConfig, options: ActorConfig, total_steps: int) -> Actor:
     """The policy of `model.path` on this rank's part of the layout, ready to train.
 
     The process group and Megatron's groups must exist (`parallel.init_process_group`, `init_model_parallel`).
 
     Args:
-        temperature: of the rollout; divides the policy's logits.
         total_steps: training steps of the run; the end of the learning rate's decay.
     """
     hf = read_hf_config(model.path)
     config = transformer_config(hf, options.megatron, model.dtype)
     chunks = build_chunks(hf, config)
     load_hf(chunks, model.path, hf)
-    return assemble_actor(hf, config, chunks, options, temperature, total_steps)
+    return assemble_actor(hf, config, chunks, options, total_steps)
 
 
 def assemble_actor(
@@ -188,11 +185,10 @@ def assemble_actor(
     config: TransformerConfig,
     chunks: Sequence[PolicyModel],
     options: ActorConfig,
-    temperature: float,
     total_steps: int,
 ) -> Actor:
     """An actor around chunks whose weights are loaded."""
     ddp_chunks = wrap_ddp(chunks, config, options.megatron)
     optimizer = build_optimizer(ddp_chunks, config, options.megatron, options.optim)
     learning_rate = LearningRate(optimizer, options.optim, total_steps)
-    return Actor(hf, config, ddp_chunks, optimizer, learning_rate, make_objective(options, temperature), options)
+    return Actor(hf, config, ddp_chunks, optimizer, learning_rate, make_objective(options), options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,7 @@ def policy_loss_head(batch: TrainBatch, objective: Objective) -> Head:
     """
     num_tokens, names = batch.num_loss_tokens, metric_sums(batch).values()
     weights, denominator = objective.aggregate(batch)
+    spec = replace(objective.spec, temperature=batch.temperature)
 
     def head(micro_batch: MicroBatch, given: HeadInput) -> HeadOutput:
         device, tokens = given.hidden.device, micro_batch.tokens
@@ -59,7 +60,7 @@ def policy_loss_head(batch: TrainBatch, objective: Objective) -> Head:
 
         old = of_micro_batch(batch.old_logprobs)
         if old is not None and objective.ratio_of_sequence:
-            logprobs = _logprobs(micro_batch, given, objective.spec.temperature).logprobs
+            logprobs = _logprobs(micro_batch, given, batch.temperature).logprobs
             old = logprobs - _sequence_log_ratio(batch, tokens, logprobs - old)
         result = fused_linear_policy_loss(
             given.hidden,
@@ -67,7 +68,7 @@ def policy_loss_head(batch: TrainBatch, objective: Objective) -> Head:
             micro_batch.targets,
             batch.advantages[tokens].to(device),
             torch.ones_like(micro_batch.targets, dtype=torch.bool),  # unwanted rows never get here
-            objective.spec,
+            spec,
             old_logprobs=old,
             ref_logprobs=of_micro_batch(batch.ref_logprobs),
             token_weights=of_micro_batch(weights),

@@ -26,21 +26,20 @@ RS_LEVELS = {
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    spec: PolicyLossSpec  # of one token
+    spec: PolicyLossSpec  # of one token, at temperature 1
     ratio_of_sequence: bool  # the ratio is the geometric mean over the response
     aggregate: Aggregation
     correct: Correction  # comes first: the aggregation must see the final mask
     corrects: bool  # it does something, which takes the trainer's own old log-probabilities
 
 
-def make_objective(options: ActorConfig, temperature: float) -> Objective:
-    """The objective that `options` describe; `temperature` divides the policy's logits."""
+def make_objective(options: ActorConfig) -> Objective:
+    """The objective that `options` describe; the temperature comes with each batch."""
     sequence = options.loss_mode is LossMode.gspo
     spec = PolicyLossSpec(
         clip_low=options.clip_ratio_low,
         clip_high=options.clip_ratio_high,
         clip_ratio_c=math.inf if sequence else options.clip_ratio_c,
-        temperature=temperature,
         entropy_coeff=options.entropy_coeff,
         kl_coeff=options.kl_loss_coef if options.use_kl_loss else 0.0,
         kl_estimator=KLEstimator(options.kl_loss_type.value),

@@ -37,8 +37,8 @@ class Reference:
                 chunk.to("cpu")
 
 
-def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig, temperature: float) -> Reference:
-    """From `model.path`, whatever checkpoint the policy continues from; `temperature` is the policy's.
+def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig) -> Reference:
+    """From `model.path`, whatever checkpoint the policy continues from.
 
     Megatron's groups must exist (`parallel.init_model_parallel`).
     """
@@ -48,5 +48,5 @@ def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig, temp
     load_hf(chunks, model.path, hf)
     routing = Routing(chunks, config, actor.moe)
     frozen: list[torch.nn.Module] = [chunk.requires_grad_(False).eval() for chunk in chunks]
-    scorer = Scorer(frozen, config, hf.vocab_size, actor.ppo_max_token_len_per_gpu, temperature)
+    scorer = Scorer(frozen, config, hf.vocab_size, actor.ppo_max_token_len_per_gpu)
     return Reference(frozen, scorer, routing, ref.param_offload)

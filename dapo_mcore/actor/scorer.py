@@ -27,19 +27,17 @@ class Scorer:
         config: TransformerConfig,
         vocab_size: int,
         max_token_len: int,
-        temperature: float,
     ) -> None:
-        """`max_token_len` is the token budget of a micro-batch; `temperature` divides the logits."""
+        """`max_token_len` is the token budget of a micro-batch."""
         self._chunks = list(chunks)
         self._config = config
         self._vocab_size = vocab_size
         self._max_token_len = max_token_len
-        self._temperature = temperature
 
     @torch.no_grad()
     def logprobs(self, batch: TrainBatch, wanted: Tensor) -> Tensor:
         """[N] float32 on the CPU, the same on every rank: log pi where `wanted`, 0 elsewhere."""
-        head = logprob_head(self._temperature)
+        head = logprob_head(batch.temperature)
         outputs = run_schedule(self._chunks, self.micro_batches(batch, wanted), head, forward_only=True)
         return gather_logprobs(outputs, len(wanted))
 

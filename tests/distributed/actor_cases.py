@@ -16,7 +16,6 @@ from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
 from dapo_mcore.types import TrainBatch
-from dapo_mcore.weights import hf_weights
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def actor(
     parallel.init_model_parallel(megatron, seed)
     try:
         model = ModelConfig(path=str(folder), dtype=dtype)
-        yield build_actor(model, ActorConfig(megatron=megatron, **options), temperature=1.0, total_steps=10)
+        yield build_actor(model, ActorConfig(megatron=megatron, **options), total_steps=10)
     finally:
         parallel.destroy_model_parallel()
 
@@ -78,11 +77,11 @@ def gradients(actor: Actor) -> dict[str, Tensor]:
     for chunk in actor.chunks:
         for parameter in chunk.parameters():
             parameter.data.copy_(parameter.main_grad)
-    return {name: gradient.double().clone() for name, gradient in hf_weights(actor.chunks, actor.hf_config)}
+    return {name: gradient.double().clone() for name, gradient in actor.weights()}
 
 
 def weights(actor: Actor) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in hf_weights(actor.chunks, actor.hf_config)}
+    return {name: weight.clone() for name, weight in actor.weights()}
 
 
 def compare(case: Case, folder: Path, batch: TrainBatch, truth: Truth) -> Errors:

@@ -58,7 +58,7 @@ def run_case(case: Case, folder: Path) -> list[Said]:
         optim=OptimConfig(lr=LR, weight_decay=0.0),
     )
     parallel.init_model_parallel(case.megatron, seed=1)
-    policy = build_actor(model, options, temperature=1.0, total_steps=STEPS)
+    policy = build_actor(model, options, total_steps=STEPS)
     rollout = rollout_config(tensor_model_parallel_size=case.rollout_tp)
     engine = ColocatedEngine(model, rollout, Letters(), **LENGTHS)
     said: list[Said] = []

@@ -66,7 +66,7 @@ def actor(folder: Path, dtype: Dtype, replay: bool) -> Iterator[Actor]:
     parallel.init_model_parallel(MegatronConfig(), seed=0)
     try:
         options = ActorConfig(moe=MoeConfig(router_replay=replay), ppo_max_token_len_per_gpu=512)
-        yield build_actor(model_config(folder, dtype), options, temperature=1.0, total_steps=1)
+        yield build_actor(model_config(folder, dtype), options, total_steps=1)
     finally:
         parallel.destroy_model_parallel()
         dist.destroy_process_group()

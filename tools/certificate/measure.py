@@ -71,7 +71,7 @@ def measure(case: Case, folder: Path) -> Measured:
     option = OPTIONS[case.option]
     options = option.actor_config(megatron=case.layout.megatron, optim=FROZEN)
     model = ModelConfig(path=str(model_folder(folder, case)), dtype=case.dtype)
-    actor = build_actor(model, options, option.temperature, total_steps=1)
+    actor = build_actor(model, options, total_steps=1)
     metrics = {name: ratio.value for name, ratio in actor.update(option.batch()).items()}
     return compare(case, metrics, gradients(actor), torch.load(truth_file(folder, case), weights_only=False))
 

@@ -52,6 +52,7 @@ class Option:
             batch = replace(batch, rollout_logprobs=batch.old_logprobs + self.gap * noise[0])
         if self.reference:
             batch = replace(batch, ref_logprobs=-5.0 + noise[1])
+        batch = replace(batch, temperature=self.temperature)
         return replace(batch, routes=random_routes(batch, layers=MAX_LAYERS, experts=8, top_k=2))
 
 

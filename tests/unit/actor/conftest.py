@@ -30,13 +30,12 @@ def world_of_one() -> Iterator[None]:
 
 @pytest.fixture
 def make_actor(tmp_path: Path) -> Iterator[MakeActor]:
-    """make_actor(family, dtype=, temperature=, total_steps=, megatron={}, **options of ActorConfig)."""
+    """make_actor(family, dtype=, total_steps=, megatron={}, **options of ActorConfig)."""
     built = []
 
     def make(
         family: str,
         dtype: Dtype = Dtype.fp32,
-        temperature: float = 1.0,
         total_steps: int = 10,
         megatron: dict[str, Any] | None = None,
         **options: Any,
@@ -47,7 +46,7 @@ def make_actor(tmp_path: Path) -> Iterator[MakeActor]:
         options = {"optim": OptimConfig(lr=0.0, clip_grad=1e9), "ppo_max_token_len_per_gpu": 64, **options}
         tiny_model(family).save_pretrained(tmp_path / family)
         model = ModelConfig(path=str(tmp_path / family), dtype=dtype)
-        built.append(build_actor(model, ActorConfig(megatron=layout, **options), temperature, total_steps))
+        built.append(build_actor(model, ActorConfig(megatron=layout, **options), total_steps))
         return built[-1]
 
     yield make

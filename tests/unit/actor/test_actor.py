@@ -15,7 +15,6 @@ from dapo_mcore.actor.actor import Actor, NonFiniteUpdateError
 from dapo_mcore.actor.loss_head import policy_loss_head
 from dapo_mcore.config import Dtype, OldLogprobs, OptimConfig, Recompute
 from dapo_mcore.types import TrainBatch
-from dapo_mcore.weights import hf_weights
 from tests.distributed.actor_cases import gradients, relative_error
 from tools.certificate import reference as hf_reference
 
@@ -50,9 +49,9 @@ def test_packed_logprobs_and_gradients_equal_hugging_face_one_by_one(family: str
 
 
 def test_the_rollout_temperature_divides_the_logits(make_actor: MakeActor) -> None:
-    actor = make_actor("qwen3", temperature=0.7)
-    assert (actor.logprobs(OFF_POLICY) - exact_logprobs("qwen3", OFF_POLICY, 0.7)).abs().max() <= 5e-6
-    actor.update(OFF_POLICY)
+    actor, batch = make_actor("qwen3"), replace(OFF_POLICY, temperature=0.7)
+    assert (actor.logprobs(batch) - exact_logprobs("qwen3", batch, 0.7)).abs().max() <= 5e-6
+    actor.update(batch)
     assert worst_gradient(actor, OFF_POLICY, "qwen3", temperature=0.7) <= 2e-6
 
 
@@ -135,14 +134,14 @@ def test_a_loss_that_is_not_finite_changes_no_weight(bad: float, make_actor: Mak
     actor = make_actor("llama", optim=OptimConfig(lr=1e-2), megatron={})
     advantages = OFF_POLICY.advantages.clone()
     advantages[OFF_POLICY.loss_mask.nonzero()[0]] = bad
-    before = {name: weight.clone() for name, weight in hf_weights(actor.chunks, actor.hf_config)}
+    before = {name: weight.clone() for name, weight in actor.weights()}
     actor.finish_step()
     with pytest.raises(NonFiniteUpdateError, match=r"training step 1: loss .*; the update was not made"):
         actor.update(replace(OFF_POLICY, advantages=advantages))
-    for name, weight in hf_weights(actor.chunks, actor.hf_config):
+    for name, weight in actor.weights():
         assert torch.equal(weight, before[name]), name
     actor.update(OFF_POLICY)  # the next one is not poisoned
-    assert all(weight.isfinite().all() for _, weight in hf_weights(actor.chunks, actor.hf_config))
+    assert all(weight.isfinite().all() for _, weight in actor.weights())
 
 
 def test_a_batch_without_a_trained_token_makes_no_update(make_actor: MakeActor) -> None:

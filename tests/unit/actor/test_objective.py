@@ -41,7 +41,7 @@ def one_rank() -> Iterator[None]:
 
 def by_loss_head(logprobs: Tensor, batch: TrainBatch, options: ActorConfig) -> Tensor:
     """`logprobs` [N] as those of a vocabulary of two, of which token 0 was sampled."""
-    chosen = make_objective(options, temperature=1.0)
+    chosen = make_objective(options)
     corrected, _ = chosen.correct(batch)
     places = corrected.loss_mask.nonzero()[:, 0]
     logits = torch.stack([logprobs, torch.log1p(-logprobs.exp())], dim=-1)[places]
