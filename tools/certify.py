@@ -40,9 +40,9 @@ def certify_here(cases: Sequence[Case], folder: Path) -> list[Measured]:
 
 def certify_under_launcher(cases: Sequence[Case], folder: Path) -> list[Measured]:
     """On the ranks a launcher has started. Every rank has models and truths of its own: hosts may share no disk."""
-    init_process_group()
-    write_models(cases, folder)
+    write_models(cases, folder)  # transformers saves on the first rank only, once ranks know of each other
     write_truths(cases, folder)
+    init_process_group()
     return measure_all(cases, folder)
 
 

@@ -69,7 +69,7 @@ def laid_out(megatron: MegatronConfig) -> Iterator[None]:
 def measure(case: Case, folder: Path) -> Measured:
     """Under the case's groups; what counts is said on rank 0."""
     option = OPTIONS[case.option]
-    options = option.actor_config(megatron=case.layout.megatron, optim=FROZEN)
+    options = case.actor_config(megatron=case.layout.megatron, optim=FROZEN)
     model = ModelConfig(path=str(model_folder(folder, case)), dtype=case.dtype)
     actor = build_actor(model, options, total_steps=1)
     metrics = {name: ratio.value for name, ratio in actor.update(option.batch()).items()}
