@@ -2,6 +2,7 @@
 
     python -m tools.make_tiny_model OUT --seed 0                               one process
     launch/torchrun.sh 2 -m tools.make_tiny_model OUT --seed 0                 experts shared by two processes
+    python -m tools.make_tiny_model OUT --rare                                 that hardly ever shows its work
     python -m tools.make_tiny_model OUT --family llama --tied --no-warm-start  random weights of another family
 
 OUT/recipe.json says how the model came about; a folder whose recipe is the one asked for is left as it is.
@@ -15,6 +16,7 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,21 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from dapo_mcore.actor.actor import Actor, build_actor
-from dapo_mcore.actor.parallel import init_model_parallel, init_process_group
+from dapo_mcore.actor.parallel import destroy_model_parallel, init_model_parallel, init_process_group
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import save_hf
 from tools.tiny import arithmetic
 from tools.tiny.model import FAMILIES, random_model, save_folder, tiny_config
-from tools.tiny.warm_start import WarmStart, train
+from tools.tiny.warm_start import RARE, WarmStart, train
 
 RECIPE = "recipe.json"
 REPORT_EVERY = 10  # steps
 
 
-def recipe_of(family: str, tied: bool, seed: int, warm: WarmStart | None) -> dict[str, Any]:
+def recipe_of(
+    family: str, tied: bool, seed: int, warm: WarmStart | None, then: WarmStart | None = None
+) -> dict[str, Any]:
     """Everything the model depends on, and the problems a run with it should use."""
     sets = {"validation": arithmetic.VALIDATION, "train": arithmetic.training_set(seed),
             "warm_start": arithmetic.warm_start_set(seed)}  # fmt: skip
@@ -46,6 +50,7 @@ def recipe_of(family: str, tied: bool, seed: int, warm: WarmStart | None) -> dic
         "task_options": arithmetic.OPTIONS,
         "problems": {name: asdict(problems) for name, problems in sets.items()},
         "warm_start": asdict(warm) if warm else None,
+        **({"then": asdict(then)} if then else {}),
     }
 
 
@@ -80,6 +85,7 @@ def warm_start(source: Path, out: Path, seed: int, warm: WarmStart) -> None:
 
     train(lambda batch: update(actor, batch), problems, AutoTokenizer.from_pretrained(source), warm, seed, report)
     save_hf(actor.weights(), actor.hf_config, source, out)
+    destroy_model_parallel()
 
 
 def update(actor: Actor, batch: TrainBatch) -> float:
@@ -88,21 +94,22 @@ def update(actor: Actor, batch: TrainBatch) -> float:
     return metrics["actor/mismatch_abs"].value
 
 
-def make(out: Path, family: str, tied: bool, seed: int, warm: WarmStart | None) -> None:
-    """Collective."""
+def make(out: Path, family: str, tied: bool, seed: int, warm: WarmStart | None, then: WarmStart | None = None) -> None:
+    """Random weights, trained by the recipe `warm` and on by `then`. Collective."""
+    recipes = [recipe for recipe in (warm, then) if recipe]
     leads = dist.get_rank() == 0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folders = [Path(scratch)]  # every rank makes one, all use that of rank 0
         dist.broadcast_object_list(folders, src=0)
-        start = folders[0] / "random" if warm else out
+        stations = [*(folders[0] / str(number) for number in range(len(recipes))), out]
         if leads:
-            save_folder(random_model(tiny_config(family, tied), seed), start)
+            save_folder(random_model(tiny_config(family, tied), seed), stations[0])
         dist.barrier()
-        if warm:
-            warm_start(start, out, seed, warm)
-        dist.barrier()  # rank 0's folder is in use until here
+        for recipe, (before, after) in zip(recipes, pairwise(stations), strict=True):
+            warm_start(before, after, seed, recipe)
+            dist.barrier()  # rank 0 writes `after`, and its folder is in use until the last is done
     if leads:
-        (out / RECIPE).write_text(json.dumps(recipe_of(family, tied, seed, warm), indent=2) + "\n")
+        (out / RECIPE).write_text(json.dumps(recipe_of(family, tied, seed, warm, then), indent=2) + "\n")
 
 
 def main() -> int:
@@ -113,14 +120,18 @@ def main() -> int:
     parser.add_argument("--tied", action="store_true", help="one matrix for embedding and head")
     parser.add_argument("--no-warm-start", action="store_true", help="random weights")
     parser.add_argument("--steps", type=int, default=WarmStart().steps, help="of the warm start")
+    parser.add_argument("--rare", action="store_true", help="go on until the work is hardly ever shown (ablation)")
     given = parser.parse_args()
+    if given.rare and given.no_warm_start:
+        parser.error("--rare goes on from a warm start: leave --no-warm-start out")
     warm = None if given.no_warm_start else WarmStart(steps=given.steps)
-    if is_finished(given.out, recipe_of(given.family, given.tied, given.seed, warm)):
+    then = RARE if given.rare else None
+    if is_finished(given.out, recipe_of(given.family, given.tied, given.seed, warm, then)):
         print(f"{given.out} is there already")
         return 0
     given.out.parent.mkdir(parents=True, exist_ok=True)
     init_process_group()
-    make(given.out, given.family, given.tied, given.seed, warm)
+    make(given.out, given.family, given.tied, given.seed, warm, then)
     dist.destroy_process_group()
     return 0
 

@@ -31,6 +31,10 @@ class WarmStart:
     worked_share: float = 0.3  # of the demonstrations afterwards
 
 
+# After a warm start: the work is hardly ever shown, but no skill is lost.
+RARE = WarmStart(steps=60, lr=1e-3, min_lr=1e-4, worked_only=0.0, worked_share=0.03)
+
+
 def demonstrations(
     problems: Sequence[dict[str, Any]], step: int, recipe: WarmStart, draw: random.Random
 ) -> list[tuple[str, str]]:
