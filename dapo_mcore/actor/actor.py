@@ -104,8 +104,7 @@ class Actor:
         outputs = run_schedule(self._ddp_chunks, micro_batches, head, forward_only=False)
         metrics |= as_ratios(self._reduced_sums(outputs, list(metric_sums(batch).values())), batch)
         metrics |= self._routing.finish()
-        old = gather_logprobs(outputs, len(batch.loss_mask)) if whole.old_logprobs is None else whole.old_logprobs
-        metrics |= gap_metrics(old, whole.rollout_logprobs, whole.loss_mask)
+        metrics |= gap_metrics(self._own_logprobs(whole, outputs), whole.rollout_logprobs, whole.loss_mask)
         metrics["actor/grad_norm"] = Ratio(self._optimizer_step(metrics["actor/loss"].value), 1)
         metrics["actor/lr"] = Ratio(self._learning_rate.value, 1)
         dealt = self._scorer.deal(batch)
@@ -143,6 +142,12 @@ class Actor:
         if self._options.megatron.overlap_param_gather:
             for ddp in self._ddp_chunks:
                 ddp.start_param_sync(force_sync=True)
+
+    def _own_logprobs(self, batch: TrainBatch, outputs: Sequence[HeadOutput]) -> Tensor:
+        """[N] by the trainer: from before the first update if it has computed them, otherwise those of this one."""
+        if batch.old_logprobs is None or self._options.old_logprobs is OldLogprobs.rollout:
+            return gather_logprobs(outputs, len(batch.loss_mask))
+        return batch.old_logprobs
 
     def _reduced_sums(self, outputs: Sequence[HeadOutput], names: list[str]) -> dict[str, float]:
         """The sums over all micro-batches of all ranks."""

@@ -79,6 +79,18 @@ def test_responses_that_are_all_rejected_make_no_update(make_actor: MakeActor) -
     assert all(torch.equal(weight, before[name]) for name, weight in actor.weights())
 
 
+@pytest.mark.parametrize("old", [OldLogprobs.auto, OldLogprobs.rollout, OldLogprobs.recompute])
+def test_the_gap_is_measured_against_the_trainer_wherever_the_old_log_probabilities_come_from(
+    old: OldLogprobs, make_actor: MakeActor
+) -> None:
+    actor = make_actor("llama", old_logprobs=old)
+    own = actor.logprobs(BATCH)
+    metrics = actor.update(actor.score(BATCH, responses_per_update=6))
+    expected = (own - BATCH.rollout_logprobs)[BATCH.loss_mask].abs()
+    assert metrics["actor/mismatch_abs"].value == pytest.approx(expected.mean().item(), rel=1e-5)
+    assert metrics["actor/mismatch_max"].value == pytest.approx(expected.max().item(), rel=1e-5)
+
+
 def mean_over_micro_batch(batch: TrainBatch, objective: Objective) -> Any:
     """Penalty and bonus divided by the micro-batch's own tokens, the policy term by those of the batch."""
     policy = policy_loss_head(batch, objective_without(objective, entropy_coeff=0.0, kl_coeff=0.0))
