@@ -96,6 +96,9 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"ablation: {' '.join(error.cmd[3:6])} ... failed; its log is in {out / 'logs'}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nablation: interrupted; the same command continues", file=sys.stderr)
+        return 130
     curves = {arm: [read_rows(run.folder) for run in runs if run.arm == arm] for arm in given.arms}
     draw(curves, out / "ablation.png")
     (out / "ablation.json").write_text(json.dumps({"seeds": given.seeds, "steps": steps, "rows": curves}) + "\n")
