@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dapo_mcore.actor import parallel
+from dapo_mcore.actor import optimizer, parallel
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
 from dapo_mcore.types import TrainBatch
+from tools.certificate.layouts import megatron_config
+from tools.certificate.measure import gradients, relative_error
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,13 @@ class Truth:
 class Errors:
     logprobs: float  # largest, absolute
     loss: float  # absolute
-    gradients: dict[str, float]  # largest of each tensor, relative to the tensor's largest element
+    gradients: dict[str, float]  # of each tensor, relative to its norm
     grad_norm: float  # relative
     metrics: dict[str, float]
 
 
 # tokens of a micro-batch; below the longest response of "mixed", whose ranks then need 2 and 3 micro-batches
 BUDGET = 40
-
-
-def layout(**sizes: Any) -> MegatronConfig:
-    """Short keys: tp, ep, etp, sp. Without distributed optimizer every rank holds whole gradients."""
-    names = {"tp": "tensor_model_parallel_size", "ep": "expert_model_parallel_size"}
-    names |= {"etp": "expert_tensor_parallel_size", "sp": "sequence_parallel"}
-    options = {names.get(key, key): value for key, value in sizes.items()}
-    return MegatronConfig(**{"use_distributed_optimizer": False, **options})
 
 
 @contextmanager
@@ -72,20 +68,12 @@ def actor(
         parallel.destroy_model_parallel()
 
 
-def gradients(actor: Actor) -> dict[str, Tensor]:
-    """Of the last update, by Hugging Face name. Overwrites the weights."""
-    for chunk in actor.chunks:
-        for parameter in chunk.parameters():
-            parameter.data.copy_(parameter.main_grad)
-    return {name: gradient.double().clone() for name, gradient in actor.weights()}
-
-
 def weights(actor: Actor) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in actor.weights()}
 
 
 def compare(case: Case, folder: Path, batch: TrainBatch, truth: Truth) -> Errors:
-    with actor(folder / case.family, layout(**case.layout), case.dtype) as policy:
+    with actor(folder / case.family, megatron_config(**case.layout), case.dtype) as policy:
         logprobs = policy.logprobs(batch)
         metrics = policy.update(batch)
         found = gradients(policy)
@@ -98,12 +86,6 @@ def compare(case: Case, folder: Path, batch: TrainBatch, truth: Truth) -> Errors
         grad_norm=abs(metrics["actor/grad_norm"].value / norm - 1),
         metrics={name: ratio.value for name, ratio in metrics.items()},
     )
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference, relative to the largest element wanted; an expert without a token wants zeros."""
-    largest = wanted.abs().max().item()
-    return (found - wanted).abs().max().item() / (largest or 1.0)
 
 
 def compare_all(cases: dict[str, Case], folder: Path) -> dict[str, Errors]:
@@ -173,4 +155,7 @@ Trainings = dict[str, tuple[str, MegatronConfig]]
 def run_training(
     trainings: Trainings, resumes: dict[str, Resume], folder: Path, batches: list[TrainBatch]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    return train_all(trainings, folder, batches), resume_all(resumes, folder, batches)
+    """Where communication overlaps, in many small buckets: a parameter read too early is an old one."""
+    small = partial(optimizer.DistributedDataParallelConfig, bucket_size=4096)
+    with mock.patch.object(optimizer, "DistributedDataParallelConfig", small):
+        return train_all(trainings, folder, batches), resume_all(resumes, folder, batches)

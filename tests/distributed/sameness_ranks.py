@@ -33,6 +33,7 @@ class Case:
     def __str__(self) -> str:
         m = self.megatron
         layout = f"tp{m.tensor_model_parallel_size} ep{m.expert_model_parallel_size}"
+        layout += f" pp{m.pipeline_model_parallel_size} cp{m.context_parallel_size}"
         return f"{self.family} | trained {layout} | rollout tp{self.rollout_tp}"
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from dapo_mcore.config import Dtype, MegatronConfig
-from tests.distributed.actor_cases import TRAINING, Resume, layout, run_training
+from tests.distributed.actor_cases import TRAINING, Resume, run_training
 from tools.certificate import reference as hf_reference
+from tools.certificate.layouts import OVERLAP
+from tools.certificate.layouts import megatron_config as layout
 from tools.certificate.spawn import spawn
 
 BATCHES = [
@@ -22,6 +24,11 @@ TRAININGS: dict[str, tuple[str, MegatronConfig]] = {
     "dense, tensor parallel": ("qwen3_tied", layout(tp=2, sp=True, **DISTRIBUTED)),
     "experts, data parallel": ("qwen3_moe", layout()),
     "experts, expert parallel": ("qwen3_moe", layout(ep=2, **DISTRIBUTED)),
+    "dense, overlap": ("qwen3_tied", layout(**OVERLAP)),
+    "dense, pipeline, overlap": ("qwen3_tied", layout(pp=2, **OVERLAP)),
+    "untied head, overlap": ("qwen3", layout(**OVERLAP)),
+    "untied head, pipeline, overlap": ("qwen3", layout(pp=2, **OVERLAP)),
+    "experts, context and expert parallel, overlap": ("qwen3_moe", layout(cp=2, ep=2, **OVERLAP)),
     "experts, tensor and expert parallel": ("qwen3_moe", layout(tp=2, sp=True, ep=2, **DISTRIBUTED)),
 }
 RESUMES = {
@@ -30,6 +37,11 @@ RESUMES = {
         "qwen3_moe", layout(ep=2, **DISTRIBUTED), layout(tp=2, sp=True, etp=2, **DISTRIBUTED)
     ),
     "expert parallel to data parallel": Resume("qwen3_moe", layout(ep=2, **DISTRIBUTED), layout(**DISTRIBUTED)),
+    "expert parallel, overlap": Resume("qwen3_moe", layout(ep=2, **OVERLAP), layout(ep=2, **OVERLAP)),
+    "pipeline to context parallel": Resume("qwen3_tied", layout(pp=2, **OVERLAP), layout(cp=2, **DISTRIBUTED)),
+    "context and expert parallel to pipeline": Resume(
+        "qwen3_moe", layout(cp=2, ep=2, **DISTRIBUTED), layout(pp=2, **DISTRIBUTED)
+    ),
     "data parallel to expert parallel": Resume("qwen3_moe", layout(**DISTRIBUTED), layout(ep=2, **DISTRIBUTED)),
     "tensor parallel to data parallel": Resume("qwen3_tied", layout(tp=2, **DISTRIBUTED), layout(**DISTRIBUTED)),
     "data parallel, bf16": Resume("qwen3_tied", layout(**DISTRIBUTED), layout(**DISTRIBUTED), Dtype.bf16),
@@ -40,7 +52,7 @@ RESUMES = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("models")
-    for family in ("qwen3_tied", "qwen3_moe"):
+    for family in ("qwen3", "qwen3_tied", "qwen3_moe"):
         hf_reference.tiny_model(family).save_pretrained(folder / family)
     return spawn(run_training, 2, TRAININGS, RESUMES, folder, BATCHES)[0]
 
@@ -66,7 +78,7 @@ def hf_training(family: str) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def truth() -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
-    return {family: hf_training(family) for family in ("qwen3_tied", "qwen3_moe")}
+    return {family: hf_training(family) for family in ("qwen3", "qwen3_tied", "qwen3_moe")}
 
 
 @pytest.mark.parametrize("case", TRAININGS)

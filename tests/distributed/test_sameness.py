@@ -10,6 +10,8 @@ from tools.certificate.spawn import spawn
 DATA_PARALLEL = MegatronConfig()
 TENSOR_PARALLEL = MegatronConfig(tensor_model_parallel_size=2, sequence_parallel=True)
 EXPERT_PARALLEL = MegatronConfig(expert_model_parallel_size=2)
+PIPELINE = MegatronConfig(pipeline_model_parallel_size=2)
+CONTEXT_PARALLEL = MegatronConfig(context_parallel_size=2, overlap_grad_reduce=True, overlap_param_gather=True)
 
 DENSE = [name for name in FAMILIES if "moe" not in name]
 MOE = [name for name in FAMILIES if "moe" in name]
@@ -17,6 +19,8 @@ CASES = [
     *(Case(name, TENSOR_PARALLEL, 1) for name in FAMILIES),
     *(Case(name, EXPERT_PARALLEL, 1) for name in MOE),
     *(Case(name, DATA_PARALLEL, 1) for name in ("llama", "qwen3_moe")),
+    Case("qwen2 tied", PIPELINE, 1),
+    Case("qwen3_moe", CONTEXT_PARALLEL, 1),
 ]
 ONE_ENGINE = [Case(name, TENSOR_PARALLEL, 2) for name in ("llama", "qwen2 tied", "qwen3")]
 ONE_ENGINE += [Case(name, EXPERT_PARALLEL, 2) for name in MOE]

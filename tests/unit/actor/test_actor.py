@@ -15,8 +15,8 @@ from dapo_mcore.actor.actor import Actor, NonFiniteUpdateError
 from dapo_mcore.actor.loss_head import policy_loss_head
 from dapo_mcore.config import Dtype, OldLogprobs, OptimConfig, Recompute
 from dapo_mcore.types import TrainBatch
-from tests.distributed.actor_cases import gradients, relative_error
 from tools.certificate import reference as hf_reference
+from tools.certificate.measure import gradients, relative_error
 
 MakeActor = Callable[..., Actor]
 LENGTHS = [(5, 20), (9, 13), (30, 3), (2, 44), (7, 7), (1, 70)]

@@ -23,6 +23,7 @@ from dapo_mcore.platform.megatron_cpu.core_attention import (  # noqa: E402
     CausalCoreAttention,
     causal_pieces,
 )
+from dapo_mcore.zigzag import zigzag_positions  # noqa: E402
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 
