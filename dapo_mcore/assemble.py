@@ -86,7 +86,7 @@ def _resume(config: RunConfig, checkpoints: CheckpointStore, policy: Actor, desk
 Stage = Callable[[TrainBatch, int], TrainBatch]  # batch, responses per update -> batch
 
 
-def _scoring(config: RunConfig, policy: Actor, reference: Reference | None) -> Stage:
+def scoring(config: RunConfig, policy: Actor, reference: Reference | None) -> Stage:
     """What every batch goes through between sampling and its first update."""
     in_reward = config.algorithm.use_kl_in_reward
     stages: list[Stage] = [partial(policy.score, needed=in_reward)]
@@ -129,7 +129,7 @@ def _connect(
     def export(folder: Path) -> None:
         save_hf(policy.weights(), policy.hf_config, config.model.path, folder)
 
-    scored = _scoring(config, policy, reference)
+    scored = scoring(config, policy, reference)
     push = stopwatch.wrap("push", push_weights)
     end = EndOfStep(
         options=config.trainer,
