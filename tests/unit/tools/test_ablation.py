@@ -32,25 +32,23 @@ def flat(options: dict, prefix: str = "") -> dict:
     return out
 
 
-def options_of(arm: str) -> dict:
-    return {name: getattr(value, "value", value) for name, value in flat(asdict(load_config([f"experiment=ablation/{arm}"]))).items()}  # fmt: skip  # noqa: E501
+def options_of(experiment: str) -> dict:
+    options = flat(asdict(load_config([f"experiment={experiment}"])))
+    return {name: getattr(value, "value", value) for name, value in options.items()}
 
 
 @pytest.mark.parametrize(("before", "arm"), pairwise(ARMS))
 def test_each_arm_differs_from_the_one_before_by_its_technique(before, arm):
-    old, new = options_of(before), options_of(arm)
+    old, new = options_of(f"ablation/{before}"), options_of(f"ablation/{arm}")
     changed = {name: (old[name], new[name]) for name in new if old[name] != new[name]}
     assert changed.pop("trainer.experiment_name") == (before, arm)
     assert changed == STEP[arm]
 
 
 def test_the_last_arm_is_the_quickstarts_dapo_in_smaller_mini_batches():
-    dapo, quickstart = options_of(ARMS[-1]), flat(asdict(load_config(["experiment=quickstart"])))
+    dapo, quickstart = options_of(f"ablation/{ARMS[-1]}"), options_of("quickstart")
     learning = ("algorithm.", "actor.", "reward.", "rollout.n", "rollout.temperature", "data.")
-    differing = {
-        name for name, value in dapo.items()
-        if name.startswith(learning) and value != getattr(quickstart[name], "value", quickstart[name])
-    }  # fmt: skip
+    differing = {name for name in dapo if name.startswith(learning) and dapo[name] != quickstart[name]}
     assert differing == {"actor.ppo_mini_batch_size"}
 
 
