@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,5 +57,13 @@ def init_model_parallel(config: MegatronConfig, seed: int) -> None:
 
 
 def destroy_model_parallel() -> None:
-    """Forget Megatron's groups, so that another layout can be initialised in the same processes."""
+    """End Megatron's groups, so that another layout can be initialised in the same processes. Every rank.
+
+    Megatron itself only forgets them. A gloo group keeps threads that wake up a hundred times a second: those of some
+    dozen forgotten layouts take the processor from everybody else.
+    """
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
     parallel_state.destroy_model_parallel()
+    for group in groups:
+        with contextlib.suppress(ValueError):  # Megatron has ended a few of them itself
+            dist.destroy_process_group(group)
