@@ -1,5 +1,6 @@
 # make quickstart   installs into .venv, then trains a small mixture-of-experts policy with DAPO on two CPU processes
 # make test         every check that needs no accelerator
+# make unit         the unit tests alone
 # make install      the environment alone
 # make lint         formatter, linter, type checker
 # make clean        removes .venv, outputs and caches
@@ -11,9 +12,10 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 export TORCH_CPU_INDEX
 
 RUN := .venv/bin/python -m
+NO_DEVICE := -m "not gpu and not npu"
 export OMP_NUM_THREADS := 1
 
-.PHONY: help quickstart install test lint clean dev
+.PHONY: help quickstart install test unit lint clean dev
 
 help:
 	@sed -n 's/^# make //p' Makefile
@@ -32,8 +34,12 @@ lint: dev
 	$(RUN) ruff format --check .
 	$(RUN) pyright
 
-test: lint
-	$(RUN) pytest -m "not gpu and not npu" $(TESTS)
+# Unit tests share the cores file by file; the others start processes of their own and come one after the other.
+test: lint unit
+	$(RUN) pytest $(NO_DEVICE) tests/distributed tests/e2e
+
+unit: dev
+	$(RUN) pytest $(NO_DEVICE) --numprocesses=2 --dist=loadfile tests/unit
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis

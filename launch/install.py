@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import venv
 from pathlib import Path
@@ -98,7 +99,10 @@ def create_venv(stage: Stage) -> None:
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None  # Debian ships it apart, as python3.11-venv
     if not has_ensurepip and importlib.util.find_spec("pip") is None:
         raise ValueError(f"{sys.executable}: has neither pip nor ensurepip; install python3-pip or python3.11-venv")
-    venv.create(VENV, with_pip=has_ensurepip, clear=VENV.exists())
+    try:
+        venv.create(VENV, with_pip=has_ensurepip, clear=VENV.exists())
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StageFailed(f"{VENV}: no virtual environment ({error}); is {sys.executable} complete?") from None
     if not has_ensurepip:
         run([sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "pip"], log=LOG, cwd=ROOT)
 

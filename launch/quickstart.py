@@ -6,6 +6,7 @@ Standard library only: it starts before anything is installed. What the children
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import signal
@@ -22,6 +23,7 @@ from launch.progress import Stage, StageFailed, run
 PROCESSES = 2
 RUN_GB = 1.0
 EXPERIMENT = ROOT / "configs" / "experiment" / "quickstart.yaml"
+MAKER = ROOT / "tools" / "make_tiny_model.py"
 WARM_START_LINE = re.compile(r"warm start (\d+)/(\d+) loss ([\d.]+)")
 
 
@@ -40,6 +42,10 @@ class Folders:
         return self.run / "model"
 
     @property
+    def exported(self) -> Path:
+        return self.run / "hf_model"
+
+    @property
     def metrics(self) -> Path:
         return self.run / "metrics.jsonl"
 
@@ -52,7 +58,7 @@ def quickstart(seed: int) -> None:
     install()
     check_disk(ROOT, RUN_GB)
     total = total_steps()
-    move_finished_run(folders, total)
+    move_finished_run(folders)
     make_model(folders, seed)
     train(folders, seed, total)
     report(folders)
@@ -65,10 +71,9 @@ def total_steps() -> int:
     return int(found[1])
 
 
-def move_finished_run(folders: Folders, total: int) -> None:
+def move_finished_run(folders: Folders) -> None:
     """A finished run makes way for a new one and is kept; an interrupted one is continued."""
-    rows = list(read_metrics(folders.metrics))
-    if not rows or rows[-1]["step"] < total:
+    if not folders.exported.exists():  # written last
         return
     number = next(n for n in range(1, sys.maxsize) if not folders.run.with_name(f"{folders.run.name}.{n}").exists())
     kept = folders.run.rename(folders.run.with_name(f"{folders.run.name}.{number}"))
@@ -77,7 +82,19 @@ def move_finished_run(folders: Folders, total: int) -> None:
     print(f"the previous run is kept in {kept.relative_to(ROOT)}")
 
 
+def model_fingerprint(seed: int) -> str:
+    """Changes with the seed and with the code that makes the model."""
+    digest = hashlib.sha256(str(seed).encode())
+    for path in (MAKER, *sorted(MAKER.with_name("tiny").glob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def make_model(folders: Folders, seed: int) -> None:
+    stamp = folders.model / "made_by.sha256"
+    if stamp.exists() and stamp.read_text() == model_fingerprint(seed):
+        print(f"{'warm start':<12} {folders.model.relative_to(ROOT)} is up to date")
+        return
     stage = Stage("warm start", note="starting two processes")
 
     def on_line(line: str) -> None:
@@ -86,6 +103,7 @@ def make_model(folders: Folders, seed: int) -> None:
 
     arguments = ["-m", "tools.make_tiny_model", str(folders.model), f"--seed={seed}"]
     launch(arguments, folders.log("warm_start"), on_line=on_line, on_tick=stage.update)
+    stamp.write_text(model_fingerprint(seed))
     stage.close("a Qwen3-MoE with 251,328 parameters that can show its work and seldom does")
 
 
@@ -163,7 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Trains a small mixture-of-experts policy with DAPO on two CPU cores.")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background job would ignore the first
         signal.signal(number, interrupt)  # so that the children end, too
     try:
         quickstart(given.seed)

@@ -19,7 +19,7 @@ export CUDA_DEVICE_MAX_CONNECTIONS=1                                 # Megatron:
 export HF_HUB_OFFLINE=1                                              # models come from folders
 export VLLM_ENABLE_V1_MULTIPROCESSING=0                              # the engine lives in the trainer's process
 export VLLM_NO_USAGE_STATS=1
-export VLLM_LOGGING_LEVEL="${VLLM_LOGGING_LEVEL:-WARNING}"
+export VLLM_LOGGING_LEVEL="${VLLM_LOGGING_LEVEL:-ERROR}"
 export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-nobind}"  # several engines share the cores
 export PYTHONUNBUFFERED=1
 

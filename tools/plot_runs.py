@@ -17,6 +17,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 # title, metrics drawn into one panel (name, line style)
 PANELS = (
@@ -41,6 +42,7 @@ def draw(axes: Axes, title: str, metrics: Sequence[tuple[str, str]], runs: Seque
             axes.plot(steps, values, style, color=f"C{number}", label=f"{run.name}, {metric}", linewidth=1.5)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 

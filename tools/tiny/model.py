@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -46,7 +47,7 @@ def tiny_config(family: str, tied: bool = False) -> PretrainedConfig:
     if family == "qwen2":  # has no head_dim of its own: it is width / heads
         sizes = sizes | dict(hidden_size=128)
     special = dict(eos_token_id=TOKENS.index("<eos>"), pad_token_id=TOKENS.index("<pad>"), bos_token_id=None)
-    stated = dict(tie_word_embeddings=tied, architectures=[architecture], dtype="float32")
+    stated: dict[str, Any] = dict(tie_word_embeddings=tied, architectures=[architecture], dtype="float32")
     return config_class(**sizes, **special, **stated)
 
 

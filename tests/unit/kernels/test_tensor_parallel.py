@@ -14,7 +14,7 @@ def results(tmp_path_factory):
     """[rank] -> what it computed."""
     folder = tmp_path_factory.mktemp("ranks")
     # one process imports torch, the ranks are copies of it: a fourth of the time of four imports
-    set_forkserver_preload([ranks.__name__])
+    set_forkserver_preload(["torch", "hypothesis"])
     mp.start_processes(ranks.main, (str(folder),), ranks.WORLD, start_method="forkserver")
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks.WORLD)]
 

@@ -9,6 +9,8 @@ from launch.progress import StageFailed
 from launch.quickstart import (
     Folders,
     describe,
+    make_model,
+    model_fingerprint,
     move_finished_run,
     read_metrics,
     report,
@@ -77,15 +79,16 @@ def test_progress_names_step_training_accuracy_and_every_validation():
 
 def test_an_interrupted_run_is_left_in_place_to_be_continued(folders):
     write(folders, ROWS)
-    move_finished_run(folders, total=3)
+    move_finished_run(folders)
     assert list(read_metrics(folders.metrics)) == ROWS
 
 
 def test_a_finished_run_is_kept_under_the_next_free_number_and_the_model_is_used_again(folders):
     folders.run.with_name("quickstart.1").mkdir()
     (folders.model / "config.json").write_text("{}")
+    folders.exported.mkdir()
     write(folders, ROWS)
-    move_finished_run(folders, total=2)
+    move_finished_run(folders)
     assert list(read_metrics(folders.run.with_name("quickstart.2") / "metrics.jsonl")) == ROWS
     assert [path.name for path in folders.run.iterdir()] == ["model"]
     assert (folders.model / "config.json").exists()
@@ -103,3 +106,19 @@ def test_a_run_without_a_second_validation_is_a_failure_that_names_the_log(folde
     write(folders, ROWS[:2])
     with pytest.raises(StageFailed, match=r"too few validations .*train\.log"):
         report(folders)
+
+
+def test_a_model_of_the_same_seed_and_code_is_not_made_again(folders, monkeypatch, capsys):
+    monkeypatch.setattr("launch.quickstart.launch", lambda *arguments, **callbacks: pytest.fail("it was made again"))
+    (folders.model / "made_by.sha256").write_text(model_fingerprint(4))
+    make_model(folders, seed=4)
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_a_model_of_another_seed_is_made_anew_and_marked(folders, monkeypatch):
+    made = []
+    monkeypatch.setattr("launch.quickstart.launch", lambda arguments, log, **callbacks: made.append(arguments))
+    (folders.model / "made_by.sha256").write_text(model_fingerprint(4))
+    make_model(folders, seed=5)
+    assert made == [["-m", "tools.make_tiny_model", str(folders.model), "--seed=5"]]
+    assert (folders.model / "made_by.sha256").read_text() == model_fingerprint(5) != model_fingerprint(4)

@@ -53,15 +53,18 @@ def _print_a_gigabyte():
     return True
 
 
+MAX_DESCRIPTOR = 4096  # a long test session has many open files: the worker's channel may have a high number
+
+
 def _write_into_every_descriptor():
-    for descriptor in range(3, 64):
+    for descriptor in range(3, MAX_DESCRIPTOR):
         with contextlib.suppress(OSError):
             os.write(descriptor, b"\xff" * 64)
     _wait_for_ever()
 
 
 def _close_every_descriptor():
-    os.closerange(0, 64)
+    os.closerange(0, MAX_DESCRIPTOR)
     _wait_for_ever()
 
 
