@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class Response:
     advantages: Tensor
 
     def only(self, kept: Tensor) -> Response:
-        return Response(**{name: None if x is None else x[kept] for name, x in vars(self).items()})
+        chosen: dict[str, Any] = {name: None if x is None else x[kept] for name, x in vars(self).items()}
+        return Response(**chosen)
 
 
 def objective(logprobs: Tensor, entropy: Tensor, batch: TrainBatch, options: ActorConfig) -> Truths:

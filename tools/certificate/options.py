@@ -60,7 +60,10 @@ def corrected(gap: float | None = None, actor: Mapping[str, Any] | None = None, 
     return Option({**(actor or {}), "rollout_correction": RolloutCorrectionConfig(**correction)}, gap=gap)
 
 
-BOUNDS = {"rollout_rs_threshold": 5.0, "rollout_rs_threshold_lower": 0.4}  # one response of the five is outside
+BOUNDS: dict[str, Any] = {
+    "rollout_rs_threshold": 5.0,
+    "rollout_rs_threshold_lower": 0.4,
+}  # one response of the five is outside
 BASE = "DAPO"  # on every layout
 OPTIONS: dict[str, Option] = {
     BASE: Option(),

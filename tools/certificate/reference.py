@@ -79,8 +79,9 @@ def in_float64(model: transformers.PreTrainedModel) -> transformers.PreTrainedMo
     model = copy.deepcopy(model).double()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(F.rms_norm, normalized_shape=module.weight.shape, weight=module.weight,
-                                     eps=module.variance_epsilon)  # fmt: skip
+            norm: Any = module
+            norm.forward = partial(F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight,
+                                   eps=norm.variance_epsilon)  # fmt: skip
     return model
 
 

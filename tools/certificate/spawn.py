@@ -24,6 +24,7 @@ def spawn(function: Callable[..., Any], world_size: int, *args: Any, limit_s: fl
     """
     with tempfile.TemporaryDirectory() as folder, _environment(ENVIRONMENT):
         context = mp.start_processes(_run, (world_size, folder, function, args), world_size, join=False)
+        assert context is not None  # only with join
         deadline = time.monotonic() + limit_s
         try:
             while not context.join(timeout=5.0):
