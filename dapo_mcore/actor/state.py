@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from megatron.core.optimizer import ChainedOptimizer
@@ -20,7 +22,34 @@ def sharded_state(chunks: Sequence[PolicyModel], optimizer: ChainedOptimizer, lo
     metadata = dict(_SHARDING)  # Megatron writes this layout's process groups into it
     models = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks)}
     model = models["model"] if len(chunks) == 1 else models
-    return {**models, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+    with _without_bucket_padding(optimizer):
+        return {**models, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+
+
+@contextmanager
+def _without_bucket_padding(optimizer: ChainedOptimizer) -> Iterator[None]:
+    """Megatron 0.16 joins the buckets' states without the padding between them, but slices by places that count it.
+
+    With several buckets, which overlapped reduction makes, all states but those of the first would be saved shifted.
+    """
+    parts = [part for part in optimizer.chained_optimizers if isinstance(part, DistributedOptimizer)]
+    buffers = [buffer for part in parts for buffer in part.buffers]
+    padded = [buffer.param_index_map for buffer in buffers]
+    try:
+        for buffer in buffers:
+            buffer.param_index_map = _unpadded_places(buffer)
+        yield
+    finally:
+        for buffer, places in zip(buffers, padded, strict=True):
+            buffer.param_index_map = places
+
+
+def _unpadded_places(buffer: Any) -> dict[Any, tuple[int, int, int]]:
+    """Parameter -> (first element, element after the last, bucket)."""
+    padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
+    before = [0, *accumulate(padding)]
+    places = buffer.param_index_map.items()
+    return {p: (start - before[bucket], stop - before[bucket], bucket) for p, (start, stop, bucket) in places}
 
 
 def load_sharded_state(

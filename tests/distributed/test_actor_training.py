@@ -17,6 +17,7 @@ from tools.certificate.spawn import spawn
 BATCHES = [
     hf_reference.random_batch(seed, [(5, 30), (3, 20), (9, 13), (2, 17)], old_logprobs=seed > 0) for seed in range(3)
 ]
+OF_THE_LAYOUT = {"actor/imbalance"}
 DISTRIBUTED = {"use_distributed_optimizer": True}
 TRAININGS: dict[str, tuple[str, MegatronConfig]] = {
     "dense, optimizer on every rank": ("qwen3_tied", layout()),
@@ -105,6 +106,6 @@ def test_a_loaded_state_continues_as_if_uninterrupted(case: str, results: Any) -
     uninterrupted, resumed = results[1][case]
     same_layout = RESUMES[case].saver == RESUMES[case].loader
     for expected, found in zip(uninterrupted, resumed, strict=True):
-        values = {name: ratio.value for name, ratio in expected.items()}
+        values = {name: ratio.value for name, ratio in expected.items() if name not in OF_THE_LAYOUT}
         tolerance = {"rel": 0, "abs": 0} if same_layout else {"rel": 1e-3}
-        assert {name: ratio.value for name, ratio in found.items()} == pytest.approx(values, **tolerance)
+        assert {name: found[name].value for name in values} == pytest.approx(values, **tolerance)
