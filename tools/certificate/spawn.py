@@ -31,7 +31,7 @@ def spawn(function: Callable[..., Any], world_size: int, *args: Any, limit_s: fl
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{function.__name__}: ranks still run after {limit_s} s")
         finally:
-            for process in context.processes:
+            for process in filter(None, context.processes):
                 process.kill()
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
