@@ -16,8 +16,8 @@ from dapo_mcore.actor.parallel import virtual_stages
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.config import Dtype, MegatronConfig, Recompute
 from dapo_mcore.platform import platform
+from dapo_mcore.weights.families import FAMILIES
 
-FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 # Megatron holds these as constants.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
