@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dapo_mcore.weights.boxes import Shape
 from dapo_mcore.weights.families import Form
-from dapo_mcore.weights.layouts import Shape
 from dapo_mcore.weights.names import Parameter, expert_names, parameters
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

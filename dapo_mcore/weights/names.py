@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dapo_mcore.weights.boxes import Shape
 from dapo_mcore.weights.families import Form, Param, Section, family_of
-from dapo_mcore.weights.layouts import Layout, Shape
+from dapo_mcore.weights.layouts import Layout
 
 
 @dataclass(frozen=True, slots=True)
