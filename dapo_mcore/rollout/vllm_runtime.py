@@ -36,9 +36,12 @@ class RuntimeWeights:
         """Why this model cannot be written to directly; empty if it can."""
         if not (current_platform.is_cpu() or current_platform.is_cuda()):
             return f"the runtime layout of vLLM on {current_platform.device_name} is private"
+        dtypes = {str(parameter.dtype) for parameter in self._parameters.values()}
+        if len(dtypes) > 1:  # some CPU kernels convert biases
+            return f"the engine holds parameters as {' and '.join(sorted(dtypes))}"
         for name, module in self.model.named_modules():
             kind = _method(module)
-            if isinstance(getattr(module, "weight", None), nn.Parameter) and kind not in {"", *KNOWN_METHODS}:
+            if any(True for _ in module.parameters(recurse=False)) and kind not in {"", *KNOWN_METHODS}:
                 return f"{name} holds its weights as {kind} does"
             backend = getattr(getattr(module, "quant_method", None), "unquantized_backend", None)
             if backend is not None and current_platform.is_cuda() and backend.name != PLAIN_EXPERTS:
