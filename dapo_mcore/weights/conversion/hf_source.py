@@ -42,8 +42,8 @@ class HFSource:
         found = {self._places[name].dtype for name in names}
         if len(found) > 1:
             types = ", ".join(sorted(map(str, found)))
-            raise ValueError(f"{self.path}: {next(iter(names))} and those it is one tensor with in Megatron have several "
-                             f"types ({types}); give --dtype")  # fmt: skip
+            raise ValueError(f"{self.path}: {next(iter(names))} is one tensor with others in Megatron, but they have "
+                             f"several types ({types}); give --dtype")  # fmt: skip
         return found.pop()
 
     def hf_tensors(self, parameter: Parameter, expert: int) -> tuple[Tensor, ...]:
