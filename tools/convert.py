@@ -31,16 +31,20 @@ SHOWN = 20  # differences that `verify` prints
 
 
 class Speed(ProgressColumn):
-    """GB per second."""
+    """10^9 units per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed / 1e9:.2f} GB/s" if task.speed else "")
+        return Text(f"{task.speed / 1e9:.2f} {self.unit}/s" if task.speed else "")
 
 
 @contextmanager
-def bar(label: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
+def bar(label: str, unit: str = "GB") -> Iterator[Callable[[int], Callable[[int], None]]]:
     """A function that is told the total and returns one that is told the progress."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Speed(),
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Speed(unit),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns) as progress:
 
@@ -77,9 +81,8 @@ def verify(given: argparse.Namespace) -> int:
     hf_config = conversion.read_config(described[0])
     first, second = (conversion.open_source(folder, hf_config) for folder in folders)
     count = 0
-    with bar("verify") as progress:
-        total = sum(file.size for file in first.files.values())
-        for difference in conversion.differences(first, second, hf_config, progress(total)):
+    with bar("verify", "G elements") as progress:
+        for difference in conversion.differences(first, second, hf_config, progress):
             count += 1
             if count <= SHOWN:
                 print(f"{difference.name}: {difference.what}")

@@ -85,4 +85,4 @@ def test_a_checkpoint_of_a_training_run_becomes_a_hugging_face_folder(reports, f
     source, config = folders[0][name][0], read_config(folders[0][name][0])
     mcore_to_hf(reports[1] / name / "step_000001", tmp_path / "hf", source, 1, quiet)
     pair = (open_source(folder, config) for folder in (source, tmp_path / "hf"))
-    assert list(differences(*pair, config, lambda count: None)) == []
+    assert list(differences(*pair, config, quiet)) == []

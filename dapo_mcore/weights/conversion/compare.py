@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dapo_mcore.weights.conversion.convert import Source
 from dapo_mcore.weights.conversion.files import Advance
-from dapo_mcore.weights.names import expert_names, parameters
+from dapo_mcore.weights.names import expert_names, hf_shapes, parameters
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -22,8 +23,15 @@ class Difference:
     what: str
 
 
-def differences(first: Source, second: Source, hf_config: Any, advance: Advance) -> Iterator[Difference]:
-    """Every tensor whose type or bits differ, in the order of export. `advance` is told the bytes compared."""
+def differences(
+    first: Source, second: Source, hf_config: Any, progress: Callable[[int], Advance]
+) -> Iterator[Difference]:
+    """Every tensor whose type or bits differ, in the order of export.
+
+    Args:
+        progress: told the elements to be compared, returns what is told those that are.
+    """
+    advance = progress(sum(math.prod(shape) for shape in hf_shapes(hf_config).values()))
     for parameter in parameters(hf_config):
         if parameter.row.twin:
             continue
@@ -34,7 +42,7 @@ def differences(first: Source, second: Source, hf_config: Any, advance: Advance)
                 what = _difference(a, b)
                 if what:
                     yield Difference(name, what)
-                advance(a.nbytes)
+                advance(a.numel())
         first.drop()
         second.drop()
 

@@ -47,14 +47,16 @@ class Unfinished:
         self._done = self._resumed(json.dumps(identity, sort_keys=True))
 
     def _resumed(self, identity: str) -> dict[str, Entry]:
+        """The files that an earlier run of the same conversion completed; the journal then holds no more than these."""
         lines = self._journal.read_text().splitlines() if self._journal.is_file() else []
-        if lines[:1] == [identity] and self.folder.is_dir():
-            entries = [json.loads(line) for line in lines[1:] if line.endswith("}")]
-            return {entry.pop("name"): entry for entry in entries}
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        self._journal.write_text(identity + "\n")
-        return {}
+        if lines[:1] != [identity] or not self.folder.is_dir():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            lines = [identity]
+        whole = [line for line in lines if line.endswith("}")]  # a kill may have cut the last one
+        self._journal.write_text("\n".join(whole) + "\n")
+        entries = [json.loads(line) for line in whole[1:]]
+        return {entry.pop("name"): entry for entry in entries}
 
     def write(self, jobs: Sequence[Job], workers: int, advance: Advance) -> None:
         """Write what is not there yet, several files at a time. Raises what the first job to fail raised."""
