@@ -152,7 +152,7 @@ def reshard(given: argparse.Namespace) -> None:
     padded = hf_config.vocab_size + -hf_config.vocab_size % (given.vocab_divisible_by * train.tp)
     plan = reshard_plan(hf_config, train, rollout, padded, given.node)
     item_bytes = ITEM_BYTES[given.dtype]
-    found = traffic(hf_config, plan, padded, item_bytes, (given.bucket_mb << 20) // item_bytes)
+    found = traffic(hf_config, plan, padded, item_bytes, (given.bucket_mb << 20) // item_bytes // 2)
     if given.json:
         print(json.dumps(found.summary()))
     else:
@@ -168,7 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--ranks", type=positive, required=True, help="processes that train and sample")
     command.add_argument("--node", type=positive, default=8, help="ranks per node, consecutive (default 8)")
     command.add_argument("--dtype", choices=ITEM_BYTES, default="bf16", help="of the weights (default bf16)")
-    command.add_argument("--bucket-mb", type=positive, default=256, help="MiB a rank stages at a time (default 256)")
+    command.add_argument(
+        "--bucket-mb",
+        type=positive,
+        default=256,
+        help="MiB a rank stages at a time, half to send, half to receive (default 256)",
+    )
     command.add_argument("--vocab-divisible-by", type=positive, default=1,
                          help="Megatron's embedding is padded to a multiple of this times tp (default 1)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="one JSON object instead of the table")

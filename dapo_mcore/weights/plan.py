@@ -9,10 +9,11 @@ import hashlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from dapo_mcore.weights.boxes import Box, Pair, Shard, between
@@ -66,7 +67,7 @@ class Plan:
         return tuple(t for t in self.transfers if t.destination == rank and not t.is_local)
 
     def rounds(self, bucket: int) -> tuple[tuple[Transfer, ...], ...]:
-        """What crosses between ranks, in the plan's order, in rounds.
+        """What crosses between ranks, parameter by parameter, in rounds.
 
         In a round no rank sends and none receives more than `bucket` elements, and what one rank has for another is one
         message: the transfers between the two, one after the other. A larger transfer is cut by rows, and a row that is
@@ -75,7 +76,8 @@ class Plan:
         rounds: list[list[Transfer]] = [[]]
         sent: Counter[int] = Counter()
         received: Counter[int] = Counter()
-        for transfer in chain.from_iterable(_pieces(t, bucket) for t in self.transfers if not t.is_local):
+        pieces = chain.from_iterable(_pieces(t, bucket) for t in self.transfers if not t.is_local)
+        for transfer in _taking_turns(pieces, self.train.ranks):
             size = transfer.size
             if sent[transfer.source] + size > bucket or received[transfer.destination] + size > bucket:
                 rounds.append([])
@@ -175,6 +177,22 @@ def _sources(
         if chosen[box.tensor] != destination:
             load[chosen[box.tensor]] += math.prod(box.shape)
     return chosen
+
+
+def _taking_turns(transfers: Iterable[Transfer], ranks: int) -> list[Transfer]:
+    """By parameter, and in each what every rank has for the next rank, for the one after that, and so on, in turn.
+
+    At every turn no two ranks send to the same one. In the plan's own order a round would be full with what the first
+    rank has for all others, since experts lie in order on their ranks.
+    """
+    turns: Counter[tuple[int, int, int]] = Counter()
+    ordered: list[tuple[tuple[int, int, int], Transfer]] = []
+    for t in transfers:
+        turns[t.parameter, t.source, t.destination] += 1
+        turn = turns[t.parameter, t.source, t.destination]
+        ordered.append(((t.parameter, turn, (t.destination - t.source) % ranks), t))
+    ordered.sort(key=itemgetter(0))
+    return [transfer for _, transfer in ordered]
 
 
 def _pieces(transfer: Transfer, bucket: int) -> Iterator[Transfer]:

@@ -161,6 +161,16 @@ def test_senders_that_hold_the_same_share_the_work():
     assert len(received) == 8
 
 
+@pytest.mark.parametrize("rollout", [dict(tp=8), dict(tp=4, ep=4), dict()])
+def test_all_ranks_send_and_receive_in_every_round_though_experts_lie_in_order(rollout):
+    hf = config("qwen3_moe", num_experts=64)
+    plan = plan_of(hf, dict(ranks=8, ep=8), dict(ranks=8, **rollout))
+    busiest = max(max(load.values()) for load in loads(t for t in plan.transfers if t.source != t.destination))
+    rounds = plan.rounds(busiest // 10)
+    assert len(rounds) >= 10
+    assert sum(max(max(load.values()) for load in loads(transfers)) for transfers in rounds) < 1.2 * busiest
+
+
 @pytest.mark.parametrize(
     ("sizes", "train", "rollout", "told"),
     [
