@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
 LISTED = 8  # faults printed
+CACHED = 1 << 19  # bytes whose copy stays in a processor's cache, source and target together
 
 
 class RuntimeWeights(Protocol):
@@ -142,13 +143,33 @@ class Push:
 
     def _complete(self, layer: LayerOfEngine, runtime: RuntimeWeights, attestation: Attestation) -> None:
         """Copy what stays on this rank, and let the engine take the layer over."""
-        sources = [self._sources[number] for number in layer.copies]
-        if sources:
-            torch._foreach_copy_(self._written(layer.copies, runtime), sources)
-        attestation.sent(layer.copies, sources)
-        found = self._found(layer.copies + layer.received, runtime)
-        attestation.received(list(found), list(found.values()))
+        for numbers in self._batches(layer.copies, runtime):
+            sources = [self._sources[number] for number in numbers]
+            torch._foreach_copy_(self._written(numbers, runtime), sources)
+            attestation.sent(numbers, sources)
+            self._attest_received(numbers, runtime, attestation)
+        self._attest_received(layer.received, runtime, attestation)
         runtime.close(layer.names)
+
+    def _batches(self, numbers: Sequence[int], runtime: RuntimeWeights) -> Iterator[list[int]]:
+        """In one batch where parameters are written in place; else in such that sums find in the cache what was copied.
+
+        Cutting into many would cost a device more than its cache gives.
+        """
+        batch: list[int] = []
+        size = 0
+        for number in numbers:
+            batch.append(number)
+            size += self._pieces[number].size
+            if size * self._dtype.itemsize >= CACHED and not runtime.is_in_place:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _attest_received(self, numbers: Sequence[int], runtime: RuntimeWeights, attestation: Attestation) -> None:
+        found = self._found(numbers, runtime)
+        attestation.received(list(found), list(found.values()))
 
     def _bucket(self, numbers: Sequence[int]) -> Tensor:
         size = sum(self._pieces[number].size for number in numbers)

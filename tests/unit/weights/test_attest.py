@@ -18,8 +18,8 @@ def written_out(tensor: torch.Tensor) -> int:
     """The definition, word by word, as an unsigned number."""
     total = 0
     for number, row in enumerate(tensor):
-        raw = row.contiguous().view(torch.uint8).numpy().tobytes()
-        width = 8 if len(raw) % 8 == 0 else tensor.element_size()
+        raw = bytes(row.contiguous().view(torch.uint8).tolist())
+        width = 8 if len(raw) % 8 == 0 else tensor.dtype.itemsize
         words = [raw[at : at + width] for at in range(0, len(raw), width)]
         total += (2 * number + 1) * sum(int.from_bytes(word, "little", signed=True) for word in words)
     return total % 2**64
@@ -28,7 +28,7 @@ def written_out(tensor: torch.Tensor) -> int:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 8), (1, 4), (6, 3), (7, 1)])
 def test_a_checksum_is_the_weighted_sum_of_words_modulo_2_to_the_64(shape, dtype):
-    tensor = matrix(*shape, dtype)
+    tensor = matrix(shape[0], shape[1], dtype)
     assert int(checksum(tensor)) % 2**64 == written_out(tensor)
 
 

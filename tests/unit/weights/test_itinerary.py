@@ -12,10 +12,11 @@ from dapo_mcore.weights.names import parameters
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
 from dapo_mcore.weights.plan import Plan, reshard_plan
 
-HF = Qwen3MoeConfig(
-    vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
-    num_experts=4, moe_intermediate_size=8, tie_word_embeddings=True,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
+    "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 8, "tie_word_embeddings": True,
+}  # fmt: skip
+HF = Qwen3MoeConfig(**SIZES)
 DECLARED = list(parameters(HF))
 BUCKET = 400  # elements, less than most tensors have
 
