@@ -20,6 +20,7 @@ from dapo_mcore.config import ResumeMode, RunConfig
 from dapo_mcore.dapo import Run
 from dapo_mcore.desk import Desk, open_desk
 from dapo_mcore.end_of_step import EndOfStep
+from dapo_mcore.handover import Handover
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.prompts import load_tokenizer
@@ -112,10 +113,6 @@ def _connect(
     def responses_per_update(step: int) -> int:
         return config.actor.ppo_mini_batch_size * group_size(step)
 
-    def push_weights() -> None:
-        if engine.version != policy.step:
-            engine.load(policy.weights(), policy.step)
-
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
         batch = make_batch(groups, config.algorithm, config.reward, config.data)
         return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
@@ -130,11 +127,13 @@ def _connect(
         save_hf(policy.weights(), policy.hf_config, config.model.path, folder)
 
     scored = scoring(config, policy, reference)
-    push = stopwatch.wrap("push", push_weights)
+    handover = Handover(config, policy, engine)
+    push = stopwatch.wrap("push", handover.push)
     end = EndOfStep(
         options=config.trainer,
         policy=policy,
         push_weights=push,
+        push_metrics=handover.metrics,
         validate=stopwatch.wrap("validate", partial(lead, desk and desk.validator(engine).validate, engine)),
         run_state=partial(lead, desk and desk.state),
         checkpoints=checkpoints,

@@ -110,6 +110,21 @@ class ResumeMode(Enum):
     resume_path = "resume_path"  # from trainer.resume_from_path, which must exist
 
 
+class PushMode(Enum):
+    """How the policy's weights get into the rollout engine."""
+
+    auto = "auto"  # direct where the engine's layout is known, else reload
+    direct = "direct"  # into the live parameters, each rank its own part
+    reload = "reload"  # whole tensors through the engine's own loader
+
+
+class Attest(Enum):
+    """How a push is proven to have arrived."""
+
+    checksums = "checksums"  # counts and checksums on both sides, with a direct push; a reload counts names
+    full = "full"  # besides: the engine's log-probabilities of a fixed prompt against the policy's
+
+
 class MixedMetric(Enum):
     """What the group filter compares. Never the shaped reward: see docs/algorithm.md."""
 
@@ -319,6 +334,16 @@ class RefConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class WeightsConfig:
+    """The way of the policy's weights into the rollout engine (docs/weights.md)."""
+
+    push: PushMode = PushMode.auto
+    bucket_mb: int = 256  # MiB per rank through which a direct push sends and receives at a time
+    attest: Attest = Attest.checksums
+    max_probe_gap: float = 0.3  # nats, mean over the probe's tokens, above which attest=full ends the run
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     total_training_steps: int = MISSING
     output_dir: str = "outputs/run"
@@ -349,6 +374,7 @@ class RunConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
     ref: RefConfig = field(default_factory=RefConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property

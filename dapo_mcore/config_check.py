@@ -109,6 +109,8 @@ def _check_ranges(config: RunConfig) -> None:
         "actor.megatron.context_parallel_size": actor.megatron.context_parallel_size,
         "actor.megatron.expert_model_parallel_size": actor.megatron.expert_model_parallel_size,
         "actor.megatron.expert_tensor_parallel_size": actor.megatron.expert_tensor_parallel_size,
+        "weights.bucket_mb": config.weights.bucket_mb,
+        "weights.max_probe_gap": config.weights.max_probe_gap,
         "trainer.total_training_steps": trainer.total_training_steps,
         "trainer.max_ckpt_to_keep": trainer.max_ckpt_to_keep,
     }

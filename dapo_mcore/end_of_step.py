@@ -32,6 +32,7 @@ class EndOfStep:
     options: TrainerConfig
     policy: Policy
     push_weights: Callable[[], None]
+    push_metrics: Callable[[], Mapping[str, Ratio]]  # of the last push
     validate: Callable[[], Validation]
     run_state: Callable[[], Mapping[str, Any]]
     checkpoints: CheckpointStore
@@ -44,7 +45,7 @@ class EndOfStep:
         """Step 0: what the policy can do before it is trained."""
         self.stopwatch.lap()
         if self.options.val_before_train and self.policy.step == 0:
-            self._write(0, self._validate(0))
+            self._write(0, {**self._validate(0), **self.push_metrics()})
 
     def finish(self, step: int, collected: Collected, updates: list[dict[str, Ratio]]) -> None:
         """Count the step, then validate and save when they are due, and write its metrics."""
@@ -53,7 +54,7 @@ class EndOfStep:
         metrics = merge([*updates, collected.metrics()])
         if self._due(step, self.options.test_freq) or (self.options.test_freq and self._is_last(step)):
             metrics |= self._validate(step)
-        self._write(step, metrics, trained_tokens(collected))
+        self._write(step, {**metrics, **self.push_metrics()}, trained_tokens(collected))
         if self._due(step, self.options.save_freq) or self._is_last(step):
             self._save()
 

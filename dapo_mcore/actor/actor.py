@@ -113,7 +113,7 @@ class Actor:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy as it is now, as `weights.hf_weights` yields it."""
-        self._gather_parameters()
+        self.gather_parameters()
         yield from hf_weights(self.chunks, self.hf_config)
 
     def finish_step(self) -> None:
@@ -127,7 +127,7 @@ class Actor:
         Args:
             loading: the dictionary is to be filled by `dist_checkpointing.load`, not saved.
         """
-        self._gather_parameters()
+        self.gather_parameters()
         sharded = sharded_state(self.chunks, self._optimizer, loading)
         return {**sharded, "step": self.step, "updates": self._updates}
 
@@ -137,8 +137,8 @@ class Actor:
         load_sharded_state(self.chunks, self._optimizer, loaded, self._updates)
         self._learning_rate.set_step(self.step)
 
-    def _gather_parameters(self) -> None:
-        """With overlap the last update's parameters would only be gathered by the next forward."""
+    def gather_parameters(self) -> None:
+        """The last update's parameters everywhere: with overlap only the next forward would gather them."""
         if self._options.megatron.overlap_param_gather:
             for ddp in self._ddp_chunks:
                 ddp.start_param_sync(force_sync=True)

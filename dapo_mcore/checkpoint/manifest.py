@@ -5,20 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 NAME = "manifest.json"
+
+
+class Entry(TypedDict):
+    """Of one file."""
+
+    bytes: int
+    sha256: str
 
 
 class CorruptCheckpoint(ValueError):
     """A checkpoint folder is incomplete, or a file of it is not what was written."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Hash every file below `folder`; the manifest itself reaches the disk after all of them."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    entries = {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files}
-    for file in files:
+def write_manifest(folder: Path, known: Mapping[str, Entry] | None = None) -> None:
+    """Hash every file below `folder` but the `known` ones; the manifest itself reaches the disk after all of them."""
+    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    entries = {name: (known or {}).get(name) or _entry(file) for name, file in files.items()}
+    for file in files.values():
         sync(file)
     manifest = folder / NAME
     manifest.write_text(json.dumps(entries, indent=1))
@@ -47,6 +56,10 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _entry(file: Path) -> Entry:
+    return {"bytes": file.stat().st_size, "sha256": _digest(file)}
 
 
 def _digest(file: Path) -> str:

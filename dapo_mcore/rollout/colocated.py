@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from dapo_mcore.types import Response
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,18 @@ class ColocatedEngine:
             RolloutError: a weight is missing or does not fit, on some rank.
         """
         self._ranks.together(lambda: self._engine.load(weights, version))
+
+    def write(self, push: Callable[[RuntimeWeights], None], version: int) -> None:
+        """Let `push` write this rank's part of the weights where it lies; otherwise as `load`. Collective.
+
+        Raises:
+            RolloutError: what `push` raised, on some rank.
+        """
+        self._ranks.together(lambda: self._engine.write(push, version))
+
+    def examine(self, question: Callable[[RuntimeWeights], str]) -> str:
+        """The first answer that is not empty to a question about every rank's parameters. Collective."""
+        return next(filter(None, self._ranks.all_gather(self._engine.examine(question))), "")
 
     def sleep(self) -> None:
         """Leave the accelerator's memory to the trainer until the next `load`. Every rank."""

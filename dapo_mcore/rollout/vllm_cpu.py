@@ -12,9 +12,8 @@ from typing import Any
 from torch import nn
 
 
-@functools.cache
 def mend(job: str) -> None:
-    """Install the mends of vLLM's classes, once per process.
+    """Install the mends of vLLM's classes. A second engine in the process changes nothing but the job's name.
 
     Args:
         job: shared by the ranks of this run and used by no other run on the host.
@@ -23,6 +22,7 @@ def mend(job: str) -> None:
     _name_shared_memory_after(job)
 
 
+@functools.cache  # applied twice it would take local experts for global ones
 def _route_experts_to_their_owners() -> None:
     """The CPU experts ignore `expert_map`: with expert parallelism a global expert number indexes past the local
     weights (segmentation fault). Other ranks' experts run here as local expert 0 with weight 0; the all-reduce that

@@ -6,7 +6,7 @@ import atexit
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from vllm import EngineArgs, LLMEngine, SamplingParams
+
+    from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 
 DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
 WEIGHT_UPDATE = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
@@ -117,11 +119,23 @@ class VllmEngine:
             ValueError: a weight is missing.
             RuntimeError: the prefix cache was in use.
         """
+        self._update("update_weights_from", weights, version)
+
+    def write(self, push: Callable[[RuntimeWeights], None], version: int) -> None:
+        """Let `push` write the weights where they lie; otherwise as `load`."""
+        self._update("write_weights", push, version)
+
+    def examine(self, question: Callable[[RuntimeWeights], str]) -> str:
+        """The answer to a question about the parameters that `write` would write to."""
+        (answer,) = self._llm.collective_rpc("examine_weights", args=(question,))
+        return answer
+
+    def _update(self, method: str, argument: Any, version: int) -> None:
         asleep = self._llm.is_sleeping()
         if asleep:
             self._llm.wake_up(["weights"])
         with undisturbed_rng():
-            self._llm.collective_rpc("update_weights_from", args=(weights,))
+            self._llm.collective_rpc(method, args=(argument,))
         if asleep:
             self._llm.wake_up(["kv_cache"])
         if not self._llm.reset_prefix_cache():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from vllm.platforms import current_platform
 
 from dapo_mcore.rollout import vllm_cpu
 from dapo_mcore.rollout.vllm_routes import RouteRecorder
+from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 
 
 class WeightUpdate:
@@ -44,6 +45,15 @@ class WeightUpdate:
             finalize_layerwise_reload(model, self.vllm_config.model_config)
             if current_platform.is_cpu():
                 vllm_cpu.after_reload(model)
+
+    def write_weights(self, push: Callable[[RuntimeWeights], None]) -> None:
+        """Let `push` write every parameter of the model in the layout in which vLLM loads it."""
+        with set_current_vllm_config(self.vllm_config):
+            push(RuntimeWeights(self.model_runner.get_model()))
+
+    def examine_weights(self, question: Callable[[RuntimeWeights], str]) -> str:
+        """The answer to a question about the model's parameters."""
+        return question(RuntimeWeights(self.model_runner.get_model()))
 
     def record_routes(self) -> None:
         """Keep the experts of every token from here on (CPU)."""

@@ -30,6 +30,8 @@ class Param:
 
     A row with a `twin` is Megatron's second home of a parameter declared above: filled where a chunk has it, never
     exported. The twin is the Hugging Face name under which some files repeat the parameter.
+
+    Distributed checkpoints use the names of `mcore`, all experts along an axis, unless `checkpoint` gives another.
     """
 
     hf: tuple[Form, ...]
@@ -39,6 +41,7 @@ class Param:
     when: Callable[[Any, int], bool] = lambda dims, layer: True
     is_expert: bool = False  # one per expert: spread over expert parallel ranks, cut over expert tensor parallel ranks
     twin: str = ""
+    checkpoint: tuple[Form, ...] = ()
 
 
 class Stage(Enum):
@@ -60,6 +63,7 @@ class Section:
     dims: Callable[[Any, int | None], Any]  # of (Hugging Face config, padded vocabulary)
     params: tuple[Param, ...]
     repeat: Callable[[Any], int] = lambda dims: 1  # from the dims
+    stateful: tuple[str, ...] = ()  # modules of Megatron that have no parameters but an entry in checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,7 @@ def experts(hf: tuple[Form, ...], mcore: str, vllm: str, layout: Callable[[TextD
         layout=layout,
         when=is_sparse,
         is_expert=True,
+        checkpoint=(Form((f"mlp.experts.experts.{mcore}.weight",), stacked=True),),
     )
 
 
@@ -244,7 +249,7 @@ def decoder(
             Param(either(embedding), either("embedding.word_embeddings.weight"), either(embedding), vocabulary),
         )),
         Section(f"{hf}layers.{{layer}}.", "decoder.layers.{layer}.", f"{vllm}layers.{{layer}}.", Stage.LAYER, dims,
-                layer, repeat=lambda d: d.layers),
+                layer, repeat=lambda d: d.layers, stateful=("self_attention.core_attention",)),
         Section(hf, "decoder.", vllm, Stage.LAST, dims, (norm("norm.weight", "final_layernorm.weight"),)),
         Section("", "", vllm_head, Stage.LAST, dims, (
             Param(either("lm_head.weight"), either(head), either("lm_head.weight"), vocabulary, when=is_untied),

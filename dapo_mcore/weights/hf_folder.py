@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dapo_mcore.weights.boxes import Shape
 from dapo_mcore.weights.families import Form
-from dapo_mcore.weights.layouts import Shape
 from dapo_mcore.weights.names import Parameter, expert_names, parameters
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -94,12 +94,12 @@ def check_folder(folder: HFFolder, hf_config: Any) -> None:
     ignored = {name for name in folder.shapes if name.endswith(IGNORED)}
     ignored |= {twin for twin, original in twins.items() if _equal(folder, twin, original)}
     present = folder.shapes.keys() - ignored
-    defects = _listed("missing", wanted.keys() - present)
-    defects += _listed("unexpected", present - wanted.keys())
+    defects = listed("missing", wanted.keys() - present)
+    defects += listed("unexpected", present - wanted.keys())
     shared = sorted(wanted.keys() & present)
     wrong = [f"{n} {list(folder.shapes[n])}, not {list(wanted[n])}" for n in shared if folder.shapes[n] != wanted[n]]
-    defects += _listed("wrong shape", wrong)
-    defects += _listed("not floating point", [f"{n} {t}" for n in shared if (t := folder.dtypes[n]) not in DTYPES])
+    defects += listed("wrong shape", wrong)
+    defects += listed("not floating point", [f"{n} {t}" for n in shared if (t := folder.dtypes[n]) not in DTYPES])
     if defects:
         raise ValueError(f"{folder.path}: its weights do not fit its config.json (model_type={hf_config.model_type})\n"
                          + "\n".join(defects))  # fmt: skip
@@ -123,7 +123,7 @@ def _equal(folder: HFFolder, twin: str, original: str) -> bool:
     return torch.equal(folder.tensor(twin), folder.tensor(original))
 
 
-def _listed(kind: str, names: Iterable[str]) -> list[str]:
+def listed(kind: str, names: Iterable[str]) -> list[str]:
     ordered = sorted(names)
     if not ordered:
         return []

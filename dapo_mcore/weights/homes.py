@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from dapo_mcore.platform import adapt_megatron
 from dapo_mcore.weights.families import Stage
-from dapo_mcore.weights.layouts import Layout, Shape
 from dapo_mcore.weights.names import Parameter, expert_names, parameters
 
 if TYPE_CHECKING:
@@ -116,7 +114,7 @@ class _LocalNames:
         defects += [f"  {name} is missing" for name in names if name not in self.tensors]
         names = [name for name in names if name in self.tensors]
         self.unclaimed.difference_update(names)
-        wanted = shard_shape(parameter.layout, groups.cutting(parameter).size())
+        wanted = parameter.layout.mcore(0, groups.cutting(parameter).size()).shape
         shards = tuple(self.tensors[name] for name in names)
         defects += [
             f"  {name}: shape {list(shard.shape)}, expected {list(wanted)}"
@@ -124,8 +122,3 @@ class _LocalNames:
             if shard.shape != wanted
         ]
         return shards
-
-
-def shard_shape(layout: Layout, size: int) -> Shape:
-    """Shape of a rank's part when a parameter is cut over `size` ranks."""
-    return tuple(layout.cut(torch.empty(layout.full_shape, device="meta"), 0, size).shape)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dapo_mcore.weights.boxes import Shape
 from dapo_mcore.weights.families import Form, Param, Section, family_of
-from dapo_mcore.weights.layouts import Layout, Shape
+from dapo_mcore.weights.layouts import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,21 @@ class Parameter:
     def mcore_forms(self, local_layer: int) -> tuple[Form, ...]:
         """Likewise, as `layer` is numbered in its model chunk."""
         return tuple(_filled(form, self.section.mcore, local_layer) for form in self.row.mcore)
+
+    def checkpoint_keys(self, layers_stacked: bool) -> tuple[str, ...]:
+        """Alternative keys in Megatron's distributed checkpoints, where all experts are one tensor; with
+        `layers_stacked`, all layers are, too."""
+        prefix = self._checkpoint_prefix(layers_stacked)
+        return tuple(_filled(form, prefix, self.layer).names[0] for form in self.row.checkpoint or self.row.mcore)
+
+    def checkpoint_modules(self, layers_stacked: bool) -> tuple[str, ...]:
+        """Modules that may have an entry of their own there: those of the parameter, and those without parameters."""
+        form = Form(() if self.experts else self.section.stateful)
+        stateful = _filled(form, self._checkpoint_prefix(layers_stacked), self.layer).names
+        return (*(key.rpartition(".")[0] for key in self.checkpoint_keys(layers_stacked)), *stateful)
+
+    def _checkpoint_prefix(self, layers_stacked: bool) -> str:
+        return self.section.mcore.replace("{layer}.", "") if layers_stacked else self.section.mcore
 
     @property
     def vllm_forms(self) -> tuple[Form, ...]:

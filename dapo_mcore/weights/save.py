@@ -60,7 +60,7 @@ def _write(stream: Iterator[tuple[str, Tensor]], hf_config: Any, source: Path, o
     partial.mkdir(parents=True)
     try:
         dtype = _write_shards(stream, partial, max_shard_bytes)
-        _copy_companions(source, partial, dtype)
+        copy_companions(source, partial, dtype)
         check_folder(HFFolder(partial), hf_config)
     except (OSError, ValueError, SafetensorError):
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,7 +111,8 @@ def _shards(stream: Iterator[tuple[str, Tensor]], max_bytes: int) -> Iterator[di
         yield shard
 
 
-def _copy_companions(source: Path, folder: Path, dtype: torch.dtype) -> None:
+def copy_companions(source: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Config, tokenizer and the like; the config states `dtype`. ValueError if `source` has no config.json."""
     for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}):
         shutil.copy2(path, folder / path.name)
     config = folder / "config.json"

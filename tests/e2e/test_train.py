@@ -11,6 +11,7 @@ from tests.e2e.torchrun import VERIFIERS, errors, rows, train, train_and_kill
 from tools.tiny.model import random_model, save_folder, tiny_config
 
 STEPS = 4
+PROBE = "weights.attest=full"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    result = train(model, out, f"trainer.total_training_steps={STEPS}")
+    result = train(model, out, f"trainer.total_training_steps={STEPS}", PROBE)
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -35,6 +36,7 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
     assert all(
         0 < metrics[step]["reward/accuracy"] < 1 and metrics[step]["actor/grad_norm"] > 0 for step in (1, 2, 3, 4)
     )
+    assert all(row["weights/probe_gap"] < 1e-4 for row in metrics.values()), "nats; 5e-6 is float32's rounding"
     assert [step for step in metrics if "val/accuracy" in metrics[step]] == [0, 2, 4]
     assert (out / "checkpoints" / "latest").read_text() == "step_000004"
     assert sorted(p.name for p in (out / "checkpoints").glob("step_*")) == ["step_000003", "step_000004"]
@@ -50,8 +52,8 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
 
 def test_a_killed_and_resumed_run_has_the_metrics_of_an_uninterrupted_one(model, uninterrupted, tmp_path):
     steps = f"trainer.total_training_steps={STEPS}"
-    train_and_kill(model, tmp_path, steps, when=lambda: 3 in rows(tmp_path))
-    resumed = train(model, tmp_path, steps)
+    train_and_kill(model, tmp_path, steps, PROBE, when=lambda: 3 in rows(tmp_path))
+    resumed = train(model, tmp_path, steps, PROBE)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stdout
     assert rows(tmp_path) == rows(uninterrupted[0])

@@ -36,6 +36,7 @@ UNREADABLE = [
     ("actor.clip_ratio_hi=0.3", "did you mean actor.clip_ratio_high"),
     ("actor.clip_ratio_high=large", "clip_ratio_high.*'large'.*Float"),
     ("actor.old_logprobs=guess", "old_logprobs.*auto, recompute, rollout"),
+    ("weights.push=always", "push.*always.*auto, direct, reload"),
     ("experiment=quickstrat", "experiment/quickstrat.*quickstart"),
     ("actor", "expected name=value"),
     ("+actor.new=1", "no such option"),
@@ -84,6 +85,7 @@ CONTRADICTIONS = [
     ("actor.moe.router_replay=true", 2, "dense", "router_replay=True.*llama has no experts"),
     ("actor.moe.seq_aux_loss_coeff=1e-3", 2, "dense", "seq_aux_loss_coeff=0.001.*llama has no experts"),
     ("actor.moe.z_loss_coeff=-1e-3", 2, "moe", "z_loss_coeff=-0.001.*0 or more"),
+    ("weights.bucket_mb=0", 2, "moe", "weights.bucket_mb=0.*above 0"),
     ("data.train_batch_size=0", 2, "moe", "data.train_batch_size=0.*above 0"),
 ]
 

@@ -87,6 +87,55 @@ def test_a_rank_holds_its_part_of_gate_over_its_part_of_up():
     assert layout.cut(full, 1, 2).flatten().tolist() == [2, 20]
 
 
+def rows_in_vllm(layout, rank, size):
+    """Which rows of which tensor a rank of vLLM holds, from top to bottom; None is padding."""
+    shard = layout.vllm(rank, size)
+    rows = [None] * shard.shape[0]
+    for box in shard.boxes:
+        for row in range(box.shape[0]):
+            rows[box.at[0] + row] = (box.tensor, box.source[0] + row)
+    return rows
+
+
+def test_a_rank_of_vllm_holds_its_query_heads_then_its_key_heads_then_its_value_heads():
+    layout = GroupedQKV(heads=4, groups=2, head_dim=1, tail=(3,))
+    assert rows_in_vllm(layout, 1, 2) == [(0, 2), (0, 3), (1, 1), (2, 1)]
+    assert rows_in_vllm(layout, 0, 1) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_ranks_of_vllm_share_a_key_head_when_they_are_more_than_there_are():
+    layout = GroupedQKV(heads=4, groups=2, head_dim=1, tail=())
+    assert [rows_in_vllm(layout, rank, 4) for rank in range(4)] == [
+        [(0, 0), (1, 0), (2, 0)],
+        [(0, 1), (1, 0), (2, 0)],
+        [(0, 2), (1, 1), (2, 1)],
+        [(0, 3), (1, 1), (2, 1)],
+    ]
+
+
+def test_vllm_pads_the_vocabulary_to_64_rows_whatever_megatron_does():
+    layout = VocabularyRows(rows=66, padded=132, columns=2)
+    assert rows_in_vllm(layout, 1, 2) == [(0, 64), (0, 65), *[None] * 62]
+    assert rows_in_vllm(layout, 3, 4) == [None] * 32
+    assert layout.mcore(1, 2).shape == (66, 2)
+
+
+def test_vllm_refuses_heads_that_its_ranks_cannot_share():
+    with pytest.raises(ValueError, match="24 query heads and 3 key-value heads over 8 ranks"):
+        GroupedQKV(heads=24, groups=3, head_dim=1, tail=()).vllm(0, 8)
+
+
+def test_what_is_one_rectangle_is_a_view_and_nothing_is_copied():
+    gate_up, columns = GateUp(rows=4, columns=2), Even((4, 6), dim=1)
+    full, wide = torch.ones(8, 2), torch.ones(4, 6)
+    assert [half.data_ptr() for half in gate_up.to_hf(full)] == [full.data_ptr(), full[4:].data_ptr()]
+    assert gate_up.cut(full, 0, 1).data_ptr() == full.data_ptr()
+    assert columns.cut(wide, 1, 2).data_ptr() == wide[:, 3:].data_ptr()
+    grouped = GroupedQKV(heads=4, groups=2, head_dim=1, tail=(3,))
+    interleaved = torch.ones(grouped.full_shape)
+    assert grouped.cut(interleaved, 1, 2).data_ptr() == interleaved[4:].data_ptr()
+
+
 def test_vocabulary_is_padded_with_zero_rows_that_never_leave():
     layout = VocabularyRows(rows=3, padded=4, columns=2)
     full = layout.to_mcore([torch.ones(3, 2)])

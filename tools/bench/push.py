@@ -1,0 +1,157 @@
+"""python -m tools.bench push [--model NAME ...] [--repeat N]: seconds and GB/s of a push of weights into vLLM.
+
+In one run per model, one process: the push by a plan with its attestation, the engine's own reload, and the floor, one
+copy of the same tensors. On an accelerator also vLLM's load_weights alone. The fastest of N calls counts; the share of
+the attestation is what a push without it saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+
+from tools.certificate.spawn import spawn
+
+SIZES = {
+    "vocab_size": 32000,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+EXPERTS = {"num_experts": 32, "num_experts_per_tok": 4, "norm_topk_prob": True}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("Qwen3Moe", {**SIZES, **EXPERTS, "vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 2,
+                          "intermediate_size": 256, "moe_intermediate_size": 64}),
+    "dense-200M": ("Qwen3", {**SIZES, "hidden_size": 768, "num_hidden_layers": 18, "intermediate_size": 3072}),
+    "moe-200M": ("Qwen3Moe", {**SIZES, **EXPERTS, "hidden_size": 512, "num_hidden_layers": 8,
+                              "intermediate_size": 1024, "moe_intermediate_size": 384}),
+}  # fmt: skip
+UNMEASURED = (
+    "no accelerator here: vLLM's load_weights beside it, writing into live parameters, and the bar (14 ms for 11.2 GB) "
+    "are left to be measured on one. On a CPU a push ends with packing, which an accelerator has not."
+)
+
+
+class Letters:
+    """Stands for a tokenizer."""
+
+    eos_token_id: int | None = None
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> str:
+        return ""
+
+
+class Trust:
+    """Stands for an attestation, and sums nothing up."""
+
+    def __init__(self, sizes: Any) -> None: ...
+
+    def sent(self, indices: Any, rectangles: Any) -> None: ...
+
+    def received(self, indices: Any, rectangles: Any) -> None: ...
+
+    def faults(self) -> list[Any]:
+        return []
+
+
+def save_model(name: str, folder: Path) -> None:
+    """Random weights in bfloat16."""
+    kind, options = MODELS[name]
+    config = getattr(transformers, f"{kind}Config")(**options)
+    torch.set_default_dtype(torch.bfloat16)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    torch.set_default_dtype(torch.float32)
+
+
+def measure(folder: Path, repeat: int) -> dict[str, float]:
+    """Seconds, each the fastest of several; runs in a process of its own, as a rank of a world of one."""
+    from dapo_mcore.actor import parallel
+    from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
+    from dapo_mcore.config import Dtype, MegatronConfig, ModelConfig, RolloutConfig
+    from dapo_mcore.handover import plan_push
+    from dapo_mcore.platform import platform
+    from dapo_mcore.rollout.colocated import ColocatedEngine
+    from dapo_mcore.weights import hf_weights, load_hf
+
+    megatron, rollout = MegatronConfig(), RolloutConfig(kv_cache_mb=128)
+    parallel.init_model_parallel(megatron, seed=0)
+    hf = read_hf_config(folder)
+    chunks = build_chunks(hf, transformer_config(hf, megatron, Dtype.bf16))
+    load_hf(chunks, folder, hf)
+    engine = ColocatedEngine(
+        ModelConfig(path=str(folder)), rollout, Letters(), max_prompt_length=64, max_response_length=64
+    )
+    push = plan_push(megatron, rollout, hf, chunks, bucket_mb=256)
+    parameters = [parameter.data for chunk in chunks for parameter in chunk.parameters()]
+    copies = [torch.empty_like(parameter) for parameter in parameters]
+    found = {"gb": sum(parameter.nbytes for parameter in parameters) / 1e9}
+    found["copy"] = fastest(lambda: torch._foreach_copy_(copies, parameters), repeat)
+    found["push"] = fastest(lambda: engine.write(push, 1), repeat)
+    with mock.patch("dapo_mcore.weights.push.Attestation", Trust):
+        found["attest"] = found["push"] - fastest(lambda: engine.write(push, 1), repeat)
+    found["reload"] = fastest(lambda: engine.load(hf_weights(chunks, hf), 2), repeat)
+    if platform().device.type != "cpu":
+
+        def load(runtime: Any) -> None:
+            runtime.model.load_weights(hf_weights(chunks, hf))
+
+        found["load_weights"] = fastest(lambda: engine.write(load, 3), repeat)
+    return found
+
+
+def fastest(call: Callable[[], object], repeat: int) -> float:
+    """Seconds of one call, after one that is not counted."""
+    from dapo_mcore.platform import platform
+
+    seconds = []
+    for _ in range(repeat + 1):
+        platform().synchronize()
+        start = time.perf_counter()
+        call()
+        platform().synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def report(name: str, found: dict[str, float]) -> str:
+    gb = found["gb"]
+    lines = [f"{name}: {gb:.3f} GB of weights"]
+    for what in ("copy", "push", "reload", "load_weights"):
+        if what in found:
+            lines.append(f"  {what:13}{found[what] * 1e3:9.1f} ms {gb / found[what]:8.2f} GB/s")
+    lines.append(
+        f"  attestation  {found['attest'] * 1e3:9.1f} ms {100 * found['attest'] / found['push']:8.1f} % of push"
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench push", description=__doc__)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="one object instead of text; seconds and GB")
+    options = parser.parse_args(arguments)
+    results: dict[str, dict[str, float]] = {}
+    for name in options.model:
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(name, Path(folder))
+            (results[name],) = spawn(measure, 1, Path(folder), options.repeat)
+        if not options.json:
+            print(report(name, results[name]), flush=True)
+    if options.json:
+        print(json.dumps(results))
+    elif not any("load_weights" in found for found in results.values()):
+        print(UNMEASURED)
