@@ -27,8 +27,10 @@ from dapo_mcore.prompts import load_tokenizer
 from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.leader import is_leader, lead
 from dapo_mcore.rollout.sampler import Collected
+from dapo_mcore.rollout.validation import Validation
 from dapo_mcore.rollout.vllm_engine import Tokenizer
 from dapo_mcore.schedules import group_size_schedule, temperature_schedule
+from dapo_mcore.turns import Turns
 from dapo_mcore.types import Group, TrainBatch
 from dapo_mcore.weights import save_hf
 
@@ -47,18 +49,24 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
         reference = build_reference(config.model, config.actor, config.ref) if config.needs_reference else None
-        engine = ColocatedEngine(
-            config.model,
-            config.rollout,
-            cast(Tokenizer, tokenizer),  # transformers leaves eos_token_id untyped
-            max_prompt_length=config.data.max_prompt_length,
-            max_response_length=config.data.max_response_length,
-            record_routes=config.actor.moe.router_replay,
-        )
+        with policy.on_host():
+            engine = _start_engine(config, tokenizer)
+            engine.sleep()
         yield _connect(config, policy, reference, engine, checkpoints, desk)
     finally:
         if desk is not None:
             desk.grader.close()
+
+
+def _start_engine(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> ColocatedEngine:
+    return ColocatedEngine(
+        config.model,
+        config.rollout,
+        cast(Tokenizer, tokenizer),  # transformers leaves eos_token_id untyped
+        max_prompt_length=config.data.max_prompt_length,
+        max_response_length=config.data.max_response_length,
+        record_routes=config.actor.moe.router_replay,
+    )
 
 
 def _desk_of_leader(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk | None:
@@ -107,7 +115,7 @@ def _connect(
     desk: Desk | None,
 ) -> tuple[Run, EndOfStep]:
     """Each call of the loop is timed as a phase; what rank 0 decides is led."""
-    stopwatch = Stopwatch()
+    stopwatch, turns = Stopwatch(), Turns(policy, engine)
     temperature, group_size = temperature_schedule(config), group_size_schedule(config)
 
     def responses_per_update(step: int) -> int:
@@ -119,6 +127,9 @@ def _connect(
 
     def collect(step: int) -> Collected:
         return lead(desk and desk.sampler(engine, step).collect, engine)
+
+    def validate() -> Validation:
+        return lead(desk and desk.validator(engine).validate, engine)
 
     def score(batch: TrainBatch, step: int) -> TrainBatch:
         return scored(batch, responses_per_update(step))
@@ -134,7 +145,7 @@ def _connect(
         policy=policy,
         push_weights=push,
         push_metrics=handover.metrics,
-        validate=stopwatch.wrap("validate", partial(lead, desk and desk.validator(engine).validate, engine)),
+        validate=stopwatch.wrap("validate", turns.of_engine(validate)),
         run_state=partial(lead, desk and desk.state),
         checkpoints=checkpoints,
         export=export,
@@ -147,7 +158,7 @@ def _connect(
         last_step=config.trainer.total_training_steps,
         responses_per_update=responses_per_update,
         push_weights=push,
-        collect_groups=stopwatch.wrap("rollout", collect),
+        collect_groups=stopwatch.wrap("rollout", turns.of_engine(collect)),
         make_batch=batch_of,
         with_old_logprobs=stopwatch.wrap("old_logprobs", score),
         update=stopwatch.wrap("update", policy.update),

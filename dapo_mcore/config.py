@@ -282,6 +282,9 @@ class MegatronConfig:
     use_distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False  # sum gradients over ranks while the backward still runs
     overlap_param_gather: bool = False  # gather updated parameters while the next forward runs
+    param_offload: bool = False  # parameters lie in host memory while the engine samples
+    grad_offload: bool = False  # gradient buffers have no memory meanwhile
+    optimizer_offload: bool = False  # main parameters and moments lie in host memory meanwhile
 
 
 @dataclass(kw_only=True, slots=True)

@@ -60,6 +60,7 @@ class Handover:
 
     def _probe(self) -> Ratio:
         options = self._config.weights
+        self._engine.wake()
         gap = probe(self._policy, self._engine, self._config)
         if not gap.value <= options.max_probe_gap:
             raise AttestationError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PretrainedConfig
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
 from dapo_mcore.actor.loss_head import HeadOutput, as_ratios, metric_sums, policy_loss_head
 from dapo_mcore.actor.objective import Objective, make_objective
+from dapo_mcore.actor.offload import on_host
 from dapo_mcore.actor.optimizer import LearningRate, build_optimizer, wrap_ddp
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.routing import Routing
@@ -115,6 +117,13 @@ class Actor:
         """The policy as it is now, as `weights.hf_weights` yields it."""
         self.gather_parameters()
         yield from hf_weights(self.chunks, self.hf_config)
+
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
+        """While the block runs, what actor.megatron.*_offload names lies in host memory, and nothing else is called."""
+        self._gather_parameters()
+        with on_host(self._ddp_chunks, self._optimizer, self._options.megatron):
+            yield
 
     def finish_step(self) -> None:
         """A training step is complete, however many updates it made."""

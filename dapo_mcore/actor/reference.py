@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
+from dapo_mcore.actor.offload import Parked, park, unpark
 from dapo_mcore.actor.routing import Routing
 from dapo_mcore.actor.scorer import Scorer
 from dapo_mcore.config import ActorConfig, ModelConfig, RefConfig
-from dapo_mcore.platform import platform
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import load_hf
 
@@ -20,21 +20,18 @@ class Reference:
 
     def __init__(self, chunks: list[torch.nn.Module], scorer: Scorer, routing: Routing, offload: bool) -> None:
         self._chunks, self._scorer, self._routing, self._offload = chunks, scorer, routing, offload
-        self._rest()
+        self._parked = self._rest()
 
     def score(self, batch: TrainBatch, responses_per_update: int) -> TrainBatch:
         """The batch with ref_logprobs of its trained tokens, in the packing of the updates."""
-        for chunk in self._chunks:
-            chunk.to(platform().device)
+        unpark(self._parked)
         logprobs = self._scorer.logprobs_of_updates(batch, responses_per_update)
         self._routing.finish()  # refuses choices that were not replayed
-        self._rest()
+        self._parked = self._rest()
         return replace(batch, ref_logprobs=logprobs)
 
-    def _rest(self) -> None:
-        if self._offload:
-            for chunk in self._chunks:
-                chunk.to("cpu")
+    def _rest(self) -> list[Parked]:
+        return park(weight for chunk in self._chunks for weight in chunk.parameters()) if self._offload else []
 
 
 def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig) -> Reference:

@@ -32,6 +32,7 @@ def platform() -> Platform:
         device=torch.device("cpu"),
         collective_backend="gloo",
         has_transformer_engine=False,
+        pins_host_memory=False,
         memory_stats=_memory_stats,
         synchronize=_nothing,
         empty_cache=_nothing,

@@ -25,6 +25,7 @@ class Platform:
     device: torch.device  # of this rank
     collective_backend: str  # for torch.distributed.init_process_group; serves tensors on the device and on the CPU
     has_transformer_engine: bool  # whether Megatron's Transformer Engine layers can be built
+    pins_host_memory: bool  # copies to and from the device need page-locked memory to be fast
     memory_stats: Callable[[], MemoryStats]
     synchronize: Callable[[], None]  # wait until the device has done what it was given
     empty_cache: Callable[[], None]  # give cached, unused memory back to the device

@@ -105,7 +105,7 @@ class ColocatedEngine:
         self._ranks.scatter([None] * self._ranks.size)
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over `weights` (HF name, full tensor), wake a sleeping engine, drop every cache. Collective.
+        """Take over `weights` (HF name, full tensor), drop every cache. Collective.
 
         Every rank passes the same names in the same order. Tensors must keep their values until this returns.
 
@@ -126,8 +126,12 @@ class ColocatedEngine:
         """The first answer that is not empty to a question about every rank's parameters. Collective."""
         return next(filter(None, self._ranks.all_gather(self._engine.examine(question))), "")
 
+    def wake(self) -> None:
+        """After `sleep` and `load`: take the KV cache's memory back. Every rank."""
+        self._engine.wake()
+
     def sleep(self) -> None:
-        """Leave the accelerator's memory to the trainer until the next `load`. Every rank."""
+        """Leave the accelerator's memory to the trainer; the weights are lost. Every rank."""
         self._engine.sleep()
 
     def close(self) -> None:

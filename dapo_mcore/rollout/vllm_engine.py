@@ -113,7 +113,7 @@ class VllmEngine:
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over `weights`, pairs of HF name and full tensor, and forget what was computed with the old ones.
 
-        A sleeping engine is woken: the weights' memory before the update, the KV cache's after it.
+        A sleeping engine gets the weights' memory back before, but not yet the KV cache's (`wake`).
 
         Raises:
             ValueError: a weight is missing.
@@ -131,23 +131,26 @@ class VllmEngine:
         return answer
 
     def _update(self, method: str, argument: Any, version: int) -> None:
-        asleep = self._llm.is_sleeping()
-        if asleep:
+        if self._llm.is_sleeping():
             self._llm.wake_up(["weights"])
         with undisturbed_rng():
             self._llm.collective_rpc(method, args=(argument,))
-        if asleep:
-            self._llm.wake_up(["kv_cache"])
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
         self.version = version
 
+    def wake(self) -> None:
+        """After `sleep` and `load`: take the KV cache's memory back, ready to sample."""
+        if self._llm.is_sleeping():
+            self._llm.wake_up(["kv_cache"])
+
     def sleep(self) -> None:
-        """Give the memory of weights and KV cache to the trainer until the next `load`. On a CPU nothing happens."""
+        """Give the memory of weights and KV cache to the trainer; the weights are lost. On a CPU nothing happens."""
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():
             self._llm.sleep(level=2)
+            self.version = -1
 
     def close(self) -> None:
         """Free the engine and the torch.distributed world that vLLM made for it.

@@ -78,7 +78,9 @@ def _write_shards(stream: Iterator[tuple[str, Tensor]], folder: Path, max_shard_
     dtype = torch.float32
     for shard in _shards(stream, max_shard_bytes):
         dtype = dtype if files else next(iter(shard.values())).dtype
-        save_file(shard, folder / f"{len(files)}.safetensors", metadata={"format": "pt"})
+        file = folder / f"{len(files)}.safetensors"
+        save_file(shard, file, metadata={"format": "pt"})
+        file.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it to its owner alone; the folder has the umask
         files.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(files) == 1:

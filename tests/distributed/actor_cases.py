@@ -127,16 +127,21 @@ def _resume(case: Resume, folder: Path, checkpoint: Path, batches: list[TrainBat
     with actor(folder / case.family, case.saver, case.dtype, **TRAINING) as first:
         first.update(batches[0])
         first.finish_step()
+        take_a_turn(first)
         dist_checkpointing.save(first.state(), str(checkpoint))
         uninterrupted = [first.update(batch) for batch in batches[1:]]
     with actor(folder / case.family, case.loader, case.dtype, **TRAINING) as second:
         second.load_state(dist_checkpointing.load(second.state(loading=True), str(checkpoint)))
         assert second.step == 1
+        take_a_turn(second)
         resumed = [second.update(batch) for batch in batches[1:]]
     return uninterrupted, resumed
 
 
-def train_all(cases: dict[str, tuple[str, MegatronConfig]], folder: Path, batches: list[TrainBatch]) -> dict[str, Any]:
+Trainings = dict[str, tuple[str, MegatronConfig]]
+
+
+def train_all(cases: Trainings, folder: Path, batches: list[TrainBatch]) -> dict[str, Any]:
     """name -> (metrics of each update, weights by Hugging Face name after the last)."""
     results = {}
     for name, (family, megatron) in cases.items():
@@ -149,13 +154,45 @@ def train_all(cases: dict[str, tuple[str, MegatronConfig]], folder: Path, batche
     return results
 
 
-Trainings = dict[str, tuple[str, MegatronConfig]]
+def train_in_turns(cases: Trainings, folder: Path, batches: list[TrainBatch]) -> dict[str, Any]:
+    """As `train_all`, and the bytes left on the device while the policy is offloaded before each update."""
+    results = {}
+    for name, (family, megatron) in cases.items():
+        with actor(folder / family, megatron, **TRAINING) as policy:
+            metrics, left = [], []
+            for batch in batches:
+                left.append(left_on_device(policy))
+                metrics.append(policy.update(batch))
+                policy.finish_step()
+            left.append(left_on_device(policy))
+            results[name] = metrics, weights(policy), left
+    return results
+
+
+def take_a_turn(policy: Actor) -> None:
+    """Away and back, as its options say."""
+    with policy.on_host():
+        pass
+
+
+def left_on_device(policy: Actor) -> int:
+    """Bytes of parameters, gradients, main parameters and moments while the policy is on the host."""
+    with policy.on_host():
+        parameters = [p for chunk in policy.chunks for p in chunk.parameters()]
+        groups, states = policy._optimizer.param_groups, policy._optimizer.state.items()
+        tensors = [*parameters, *(p.main_grad for p in parameters), *(p for group in groups for p in group["params"])]
+        tensors += [value for _, state in states for value in state.values() if torch.is_tensor(value)]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 def run_training(
-    trainings: Trainings, resumes: dict[str, Resume], folder: Path, batches: list[TrainBatch]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    trainings: Trainings, resumes: dict[str, Resume], turns: Trainings, folder: Path, batches: list[TrainBatch]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Where communication overlaps, in many small buckets: a parameter read too early is an old one."""
     small = partial(optimizer.DistributedDataParallelConfig, bucket_size=4096)
     with mock.patch.object(optimizer, "DistributedDataParallelConfig", small):
-        return train_all(trainings, folder, batches), resume_all(resumes, folder, batches)
+        return (
+            train_all(trainings, folder, batches),
+            resume_all(resumes, folder, batches),
+            train_in_turns(turns, folder, batches),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tools.certificate.layouts import OVERLAP
 from tools.certificate.layouts import megatron_config as layout
 from tools.certificate.spawn import spawn
 
+OFFLOAD = {"param_offload": True, "grad_offload": True, "optimizer_offload": True}
 BATCHES = [
     hf_reference.random_batch(seed, [(5, 30), (3, 20), (9, 13), (2, 17)], old_logprobs=seed > 0) for seed in range(3)
 ]
@@ -39,6 +41,9 @@ RESUMES = {
     ),
     "expert parallel to data parallel": Resume("qwen3_moe", layout(ep=2, **DISTRIBUTED), layout(**DISTRIBUTED)),
     "expert parallel, overlap": Resume("qwen3_moe", layout(ep=2, **OVERLAP), layout(ep=2, **OVERLAP)),
+    "expert parallel, overlap, to one that is offloaded": Resume(
+        "qwen3_moe", layout(ep=2, **OVERLAP), layout(ep=2, **OVERLAP, **OFFLOAD)
+    ),
     "pipeline to context parallel": Resume("qwen3_tied", layout(pp=2, **OVERLAP), layout(cp=2, **DISTRIBUTED)),
     "context and expert parallel to pipeline": Resume(
         "qwen3_moe", layout(cp=2, ep=2, **DISTRIBUTED), layout(pp=2, **DISTRIBUTED)
@@ -47,15 +52,28 @@ RESUMES = {
     "tensor parallel to data parallel": Resume("qwen3_tied", layout(tp=2, **DISTRIBUTED), layout(**DISTRIBUTED)),
     "data parallel, bf16": Resume("qwen3_tied", layout(**DISTRIBUTED), layout(**DISTRIBUTED), Dtype.bf16),
     "data parallel, optimizer on every rank": Resume("qwen3_tied", layout(), layout()),
+    "data parallel, bf16, offloaded": Resume(
+        "qwen3_tied", layout(**DISTRIBUTED, **OFFLOAD), layout(**DISTRIBUTED, **OFFLOAD), Dtype.bf16
+    ),
 }
+TURNS = (
+    "dense, optimizer on every rank",
+    "dense, distributed optimizer",
+    "dense, overlap",
+    "untied head, pipeline, overlap",
+    "experts, data parallel",
+    "experts, expert parallel",
+    "experts, context and expert parallel, overlap",
+)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("models")
     for family in ("qwen3", "qwen3_tied", "qwen3_moe"):
         hf_reference.tiny_model(family).save_pretrained(folder / family)
-    return spawn(run_training, 2, TRAININGS, RESUMES, folder, BATCHES)[0]
+    turns = {name: (TRAININGS[name][0], replace(TRAININGS[name][1], **OFFLOAD)) for name in TURNS}
+    return spawn(run_training, 2, TRAININGS, RESUMES, turns, folder, BATCHES)[0]
 
 
 def hf_training(family: str) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -104,8 +122,22 @@ def test_the_first_step_of_a_warm_up_already_learns(case: str, results: Any) -> 
 @pytest.mark.parametrize("case", RESUMES)
 def test_a_loaded_state_continues_as_if_uninterrupted(case: str, results: Any) -> None:
     uninterrupted, resumed = results[1][case]
-    same_layout = RESUMES[case].saver == RESUMES[case].loader
+    same_layout = replace(RESUMES[case].saver, **OFFLOAD) == replace(RESUMES[case].loader, **OFFLOAD)
     for expected, found in zip(uninterrupted, resumed, strict=True):
         values = {name: ratio.value for name, ratio in expected.items() if name not in OF_THE_LAYOUT}
         tolerance = {"rel": 0, "abs": 0} if same_layout else {"rel": 1e-3}
         assert {name: found[name].value for name in values} == pytest.approx(values, **tolerance)
+
+
+@pytest.mark.parametrize("case", TURNS)
+def test_an_offloaded_policy_has_no_memory_on_the_device(case: str, results: Any) -> None:
+    assert results[2][case][2] == [0] * (len(BATCHES) + 1)
+
+
+@pytest.mark.parametrize("case", TURNS)
+def test_offloading_between_updates_changes_no_bit(case: str, results: Any) -> None:
+    metrics, weights, _ = results[2][case]
+    expected_metrics, expected_weights = results[0][case]
+    assert metrics == expected_metrics
+    assert weights.keys() == expected_weights.keys()
+    assert [name for name, weight in expected_weights.items() if not torch.equal(weights[name], weight)] == []

@@ -27,6 +27,7 @@ ASKED_FOR = {
     "EP2": (MOE,),
     "EP4": (MOE,),
     "ETP2": (MOE,),
+    "DP2xETP2": (MOE,),
     "TP2xEP2": (MOE,),
     "TP2xPP2": ("qwen3_tied",),
     "TP2xCP2": (DENSE,),

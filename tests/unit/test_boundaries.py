@@ -2,6 +2,8 @@
 
 import ast
 import io
+import json
+import os
 import re
 import subprocess
 import sys
@@ -112,14 +114,47 @@ def test_the_kernels_import_torch_and_triton_only():
         assert libraries(path) <= {"torch", "triton", "dapo_kernels"}, path
 
 
-def test_the_kernels_import_without_triton():
-    forbid = "import sys; sys.modules['triton'] = None; import dapo_kernels"
-    subprocess.run([sys.executable, "-c", forbid], cwd=ROOT / "kernels", check=True, timeout=120)
+@pytest.fixture(scope="module")
+def loaded_after():
+    """Module -> the libraries in a fresh process once it and those before it are imported."""
+    program = """
+import importlib, json, sys
+loaded = {}
+def load(name):
+    assert name not in sys.modules, name
+    importlib.import_module(name)
+    loaded[name] = sorted({module.partition(".")[0] for module in sys.modules})
+for name in ("dapo_mcore.train", "dapo_mcore.types", "dapo_mcore.rollout.colocated", "dapo_mcore.weights"):
+    load(name)
+sys.modules["triton"] = None  # whoever imports it now fails
+load("dapo_kernels")
+print(json.dumps(loaded))
+"""
+    path = os.pathsep.join([str(ROOT), str(KERNELS.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_options_and_the_entry_point_are_imported_without_torch():
-    look = "import sys, dapo_mcore.config, dapo_mcore.types, dapo_mcore.train; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True, timeout=120)
+def test_the_kernels_import_without_triton(loaded_after):
+    assert "dapo_kernels" in loaded_after["dapo_kernels"]
+
+
+def test_options_and_the_entry_point_are_imported_without_torch(loaded_after):
+    assert "hydra" in loaded_after["dapo_mcore.train"]
+    assert "torch" not in loaded_after["dapo_mcore.train"]
+
+
+def test_vllm_is_imported_by_an_engine_and_not_before(loaded_after):
+    assert "vllm" not in loaded_after["dapo_mcore.rollout.colocated"]
+
+
+def test_importing_the_weights_does_not_import_megatron(loaded_after):
+    assert "torch" in loaded_after["dapo_mcore.weights"]
+    assert "megatron" not in loaded_after["dapo_mcore.weights"]
 
 
 def test_devices_are_called_by_name_on_the_platform_only():

@@ -11,7 +11,7 @@ import torch
 
 from dapo_mcore.config import ActorConfig, Dtype, MoeConfig
 from tools.certificate.layouts import LAYOUTS, MOE, Layout
-from tools.certificate.options import BASE, OPTION_LAYOUTS, OPTIONS
+from tools.certificate.options import BASE, OPTION_CASES, OPTION_LAYOUTS, OPTIONS
 from tools.certificate.reference import Truth, tiny_model, truth
 
 TOLERANCE = {Dtype.fp32: 2e-6, Dtype.bf16: 5e-2}  # relative
@@ -36,12 +36,13 @@ class Case:
 
 
 def all_cases(quick: bool = False) -> Iterator[Case]:
-    """The base option on every layout, every other option on OPTION_LAYOUTS; `quick`: one family for each layout."""
+    """The base option on every layout, others as tools/certificate/options.py says; `quick`: one case a layout."""
     for layout in LAYOUTS:
         for family in layout.families[-1:] if quick else layout.families:
-            yield Case(layout, family, BASE)
-            if (layout.name, family) in OPTION_LAYOUTS and not quick:
-                yield from (Case(layout, family, option) for option in _options(family) if option != BASE)
+            for option in [BASE] if quick else _options(family):
+                at = layout.name, family
+                if option == BASE or at in OPTION_LAYOUTS or (*at, option) in OPTION_CASES:
+                    yield Case(layout, family, option)
 
 
 def cases_of(layout: Layout, dtype: Dtype, quick: bool = False) -> Iterator[Case]:

@@ -85,6 +85,7 @@ LAYOUTS = (
     _row("CP2", 2, BOTH, cp=2),
     _row("EP2", 2, (MOE,), ep=2),
     _row("ETP2", 2, (MOE,), tp=2, sp=True, etp=2),
+    _row("DP2xETP2", 2, (MOE,), etp=2, use_distributed_optimizer=True),
     _row("TP2xEP2", 2, (MOE,), tp=2, sp=True, ep=2),
     _row("CP2xEP2, overlap", 2, (MOE,), cp=2, ep=2, **OVERLAP),
     _row("DP4", 4, BOTH),

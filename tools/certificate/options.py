@@ -114,7 +114,7 @@ OPTIONS: dict[str, Option] = {
     ),
 }
 
-# Every option but the base runs on these (layout, family).
+# Every option runs on these (layout, family), the base option on all,
 OPTION_LAYOUTS = (
     ("single", DENSE),
     ("DP2", DENSE),
@@ -122,4 +122,10 @@ OPTION_LAYOUTS = (
     ("CP2", MOE),
     ("PP2", DENSE),
     ("PP2xCP2xEP2", MOE),
+)
+# and single options where a layout has a fault of its own to make: choices queued for an interleaved recomputation, a
+# rank without work that still holds half of every expert.
+OPTION_CASES = (
+    ("PP2xVPP2, recompute full", MOE, "router replay"),
+    ("DP2xETP2", MOE, "one response"),
 )

@@ -20,18 +20,24 @@ MakeActor = Callable[..., Actor]
 
 @pytest.fixture(scope="package", autouse=True)
 def world_of_one() -> Iterator[None]:
+    """With Megatron's groups, which are the same whatever else the options say.
+
+    Made once: actors lie in reference cycles and keep their groups alive, whose threads take the processor from
+    everybody else.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     parallel.init_process_group()
+    parallel.init_model_parallel(MegatronConfig(), seed=0)
     yield
+    parallel.destroy_model_parallel()
     dist.destroy_process_group()
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
-def make_actor(tmp_path: Path) -> Iterator[MakeActor]:
+def make_actor(tmp_path: Path) -> MakeActor:
     """make_actor(family, dtype=, total_steps=, megatron={}, **options of ActorConfig)."""
-    built = []
 
     def make(
         family: str,
@@ -41,13 +47,9 @@ def make_actor(tmp_path: Path) -> Iterator[MakeActor]:
         **options: Any,
     ) -> Actor:
         layout = MegatronConfig(**(megatron or {"use_distributed_optimizer": False}))
-        if not built:
-            parallel.init_model_parallel(layout, seed=0)
         options = {"optim": OptimConfig(lr=0.0, clip_grad=1e9), "ppo_max_token_len_per_gpu": 64, **options}
         tiny_model(family).save_pretrained(tmp_path / family)
         model = ModelConfig(path=str(tmp_path / family), dtype=dtype)
-        built.append(build_actor(model, ActorConfig(megatron=layout, **options), total_steps))
-        return built[-1]
+        return build_actor(model, ActorConfig(megatron=layout, **options), total_steps)
 
-    yield make
-    parallel.destroy_model_parallel()
+    return make

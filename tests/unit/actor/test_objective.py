@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dapo_mcore.actor import parallel
 from dapo_mcore.actor.loss_head import policy_loss_head
 from dapo_mcore.actor.objective import make_objective
 from dapo_mcore.actor.packing import MicroBatch
@@ -20,7 +19,6 @@ from dapo_mcore.config import (
     ActorConfig,
     LossAggMode,
     LossMode,
-    MegatronConfig,
     RolloutCorrectionConfig,
     RolloutIs,
     RolloutRs,
@@ -30,13 +28,6 @@ from tools.certificate.objective import objective
 
 ORACLE = Path(__file__).parents[2] / "data" / "oracle"
 LossOf = Callable[[Tensor, TrainBatch, ActorConfig], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_rank() -> Iterator[None]:
-    parallel.init_model_parallel(MegatronConfig(), seed=0)
-    yield
-    parallel.destroy_model_parallel()
 
 
 def by_loss_head(logprobs: Tensor, batch: TrainBatch, options: ActorConfig) -> Tensor:

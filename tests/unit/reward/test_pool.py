@@ -8,6 +8,7 @@ from dapo_mcore.reward import Grader, GradingError, VerifierError
 from dapo_mcore.types import Outcome
 
 TOLERANT = {"max_failure_rate": 1.0}
+IMPATIENT = {"timeout_s": 2.0, **TOLERANT}
 
 
 def graded(grader, item, *responses):
@@ -63,7 +64,7 @@ def test_a_verifier_may_print_without_end(grader, item):
 
 
 def test_grading_from_a_thread_gives_the_same_verdicts(grader, item):
-    pool, verdicts = grader("math"), []
+    pool, verdicts = grader("math", **IMPATIENT), []
     items = [item(r"\boxed{\frac{84}{2}}"), item(r"\boxed{43}")]
     thread = threading.Thread(target=lambda: verdicts.extend(pool.grade(items)))
     thread.start()
@@ -73,7 +74,7 @@ def test_grading_from_a_thread_gives_the_same_verdicts(grader, item):
 
 
 def test_the_power_tower_is_a_timeout_not_a_wrong_answer(grader, item):
-    pool = grader("math", timeout_s=2.0, **TOLERANT)
+    pool = grader("math", **IMPATIENT)
     verdicts = pool.grade([item(r"\boxed{9^{9^{9^9}}}"), item(r"\boxed{42}")])
     assert [v.outcome for v in verdicts] == [Outcome.TIMEOUT, Outcome.GRADED]
 

@@ -1,4 +1,5 @@
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,19 @@ def test_files_hold_at_most_the_given_size_and_an_index_finds_everything(tmp_pat
     assert all(sum(t.nbytes for t in load_file(tmp_path / "out" / file).values()) <= 600 for file in files)
     saved = HFFolder(tmp_path / "out")
     assert all(torch.equal(saved.tensor(name), tensor) for name, tensor in weights().items())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_written_files_follow_the_umask(tmp_path, source, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_hf(weights().items(), CONFIG, source, tmp_path / "one")
+        save_hf(weights().items(), CONFIG, source, tmp_path / "several", max_shard_bytes=600)
+    finally:
+        os.umask(before)
+    written = [*(tmp_path / "one").glob("*.safetensors"), *(tmp_path / "several").glob("*.safetensors*")]
+    assert len(written) > 3
+    assert {file.stat().st_mode & 0o777 for file in written} == {mode}
 
 
 def test_tensors_are_copied_before_the_stream_moves_on(tmp_path, source):
