@@ -121,7 +121,7 @@ class Actor:
     @contextmanager
     def on_host(self) -> Iterator[None]:
         """While the block runs, what actor.megatron.*_offload names lies in host memory, and nothing else is called."""
-        self._gather_parameters()
+        self.gather_parameters()
         with on_host(self._ddp_chunks, self._optimizer, self._options.megatron):
             yield
 
