@@ -1,0 +1,35 @@
+"""A grader whose verdicts come after a virtual delay."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dapo_mcore.rollout.engine import Key
+from dapo_mcore.types import Prompt, Response, Verdict
+from tools.simulation.engine import Clock
+
+GRADING_S = 0.1
+
+
+@dataclass(slots=True)
+class SimulatedGrader:
+    """As many workers as it takes. A right response says so."""
+
+    clock: Clock
+    _pending: deque[tuple[float, Key, Verdict]] = field(default_factory=deque)
+
+    def submit(self, key: Key, prompt: Prompt, response: Response) -> None:
+        is_right = response.text == prompt.answer
+        verdict = Verdict(accuracy=float(is_right), score=1.0 if is_right else -1.0)
+        self._pending.append((self.clock.now + GRADING_S, key, verdict))
+
+    def poll(self, wait: bool) -> list[tuple[Key, Verdict]]:
+        """Verdicts that are there by now; waiting moves the clock to the next one."""
+        if wait and self._pending:
+            self.clock.now = max(self.clock.now, self._pending[0][0])
+        ready: list[tuple[Key, Verdict]] = []
+        while self._pending and self._pending[0][0] <= self.clock.now:
+            _, key, verdict = self._pending.popleft()
+            ready.append((key, verdict))
+        return ready
