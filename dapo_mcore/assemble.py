@@ -23,9 +23,9 @@ from dapo_mcore.end_of_step import EndOfStep
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.prompts import load_tokenizer
+from dapo_mcore.rollout.collected import Collected
 from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.leader import is_leader, lead
-from dapo_mcore.rollout.sampler import Collected
 from dapo_mcore.rollout.vllm_engine import Tokenizer
 from dapo_mcore.schedules import group_size_schedule, temperature_schedule
 from dapo_mcore.types import Group, TrainBatch
@@ -121,7 +121,7 @@ def _connect(
         return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
 
     def collect(step: int) -> Collected:
-        return lead(desk and desk.sampler(engine, step).collect, engine)
+        return lead(desk and desk.driver(engine, step).collect, engine)
 
     def score(batch: TrainBatch, step: int) -> TrainBatch:
         return scored(batch, responses_per_update(step))

@@ -32,6 +32,7 @@ def platform() -> Platform:
         device=torch.device("cpu"),
         collective_backend="gloo",
         has_transformer_engine=False,
+        actor_resources=lambda _: {},
         memory_stats=_memory_stats,
         synchronize=_nothing,
         empty_cache=_nothing,

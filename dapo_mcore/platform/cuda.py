@@ -30,6 +30,7 @@ def platform() -> Platform:
         device=device,
         collective_backend="cpu:gloo,cuda:nccl",  # small decisions travel as CPU tensors
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        actor_resources=lambda count: {"num_gpus": count},
         memory_stats=_memory_stats,
         synchronize=torch.cuda.synchronize,
         empty_cache=torch.cuda.empty_cache,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ class Platform:
     device: torch.device  # of this rank
     collective_backend: str  # for torch.distributed.init_process_group; serves tensors on the device and on the CPU
     has_transformer_engine: bool  # whether Megatron's Transformer Engine layers can be built
+    actor_resources: Callable[[int], dict[str, Any]]  # so many devices -> what a Ray actor's options call them
     memory_stats: Callable[[], MemoryStats]
     synchronize: Callable[[], None]  # wait until the device has done what it was given
     empty_cache: Callable[[], None]  # give cached, unused memory back to the device

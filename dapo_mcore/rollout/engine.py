@@ -24,7 +24,6 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = -1  # -1: all
     routes: bool = False  # responses carry the experts of their tokens; needs an engine built for it
-    partials: bool = False  # `abort` hands back what was sampled so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Request:
     prompt: Prompt
     index: int
     seed: int
-    partial: Response | None = None  # sampled by earlier weights and aborted: go on behind its tokens
+    partial: Response | None = None  # sampled under an earlier version and aborted: go on behind its tokens
 
     @property
     def key(self) -> Key:
@@ -90,9 +89,8 @@ class RolloutEngine(Protocol):
     def abort(self, keys: Collection[Key]) -> list[Finished]:
         """Forget these requests; keys that are not in flight are ignored. Leader only.
 
-        With `Sampling.partials`, what those that had begun have sampled so far: responses with
-        `FinishReason.ABORTED`. None of these keys comes out of `poll` afterwards. An engine that cannot tell
-        returns nothing.
+        Returns what those that had begun have sampled so far, as responses with `FinishReason.ABORTED`; an engine
+        that cannot tell returns nothing. None of these keys comes out of `poll` afterwards.
         """
         ...
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.rollout.engine import RolloutEngine, Sampling
-from dapo_mcore.rollout.groups import Grading, sample_groups
+from dapo_mcore.rollout.grading import Grading
+from dapo_mcore.rollout.groups import sample_groups
 from dapo_mcore.types import FinishReason, Group, Prompt
 
 VALIDATION_VERSION = -1  # the same random numbers at every validation, none of which training uses
