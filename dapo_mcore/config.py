@@ -341,8 +341,16 @@ class RefConfig:
     param_offload: bool = False  # keep its weights in host memory while it does not score
 
 
+class Loop(Enum):
+    """The order of sampling and training."""
+
+    dapo = "dapo"  # in turn: Algorithm 1 (dapo.py)
+    one_step_off = "one_step_off"  # a step's groups are sampled while the step before trains (dapo_one_step_off.py)
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
+    loop: Loop = Loop.dapo
     total_training_steps: int = MISSING
     output_dir: str = "outputs/run"
     project_name: str = "dapo_mcore"
@@ -381,6 +389,5 @@ class RunConfig:
     @property
     def prompts_per_step(self) -> int:
         """That a step may read to find data.train_batch_size groups."""
-        return self.algorithm.filter_groups.max_num_gen_batches * (
-            self.data.gen_batch_size or self.data.train_batch_size
-        )
+        per_batch = self.data.gen_batch_size or self.data.train_batch_size
+        return self.algorithm.filter_groups.max_num_gen_batches * per_batch

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import selectors
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from dapo_mcore.types import Outcome, Prompt, Response, Verdict
 if TYPE_CHECKING:  # workers import this package: they start faster without omegaconf
     from dapo_mcore.config import RewardConfig
 
+Key = tuple[int, int]  # prompt uid, sample index
+
 WINDOW = 1_024  # responses over which the failure rate is taken; all of one call if these are more
 SMALLEST_SAMPLE = 20  # the rate is taken over at least so many responses, so that one hang among three is no verdict
 
@@ -31,6 +34,10 @@ class Grader:
     def __init__(self, options: RewardConfig) -> None:
         self._options = options
         self._recent: list[Verdict] = []
+        self._tickets = count()
+        self._waiting: deque[tuple[int, Probe]] = deque()
+        self._keys: dict[int, Key] = {}  # ticket -> key of what is to be graded
+        self._graded: dict[int, Verdict] = {}  # by ticket
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
         for _ in range(options.num_workers):
@@ -57,6 +64,22 @@ class Grader:
         self._refuse_failures(verdicts)
         return verdicts
 
+    def submit(self, key: Key, prompt: Prompt, response: Response) -> None:
+        """Queue a response; its verdict comes out of `poll`, unless `abort` is told its key before."""
+        self._enqueue(key, Probe(response.text, prompt.answer, prompt.metadata))
+
+    def poll(self, wait: bool) -> list[tuple[Key, Verdict]]:
+        """The verdicts since the last call; with `wait` at least one, if any is outstanding. Raises as `grade` does."""
+        verdicts = self._pump(wait)
+        self._refuse_failures([verdict for _, verdict in verdicts])
+        return verdicts
+
+    def abort(self, keys: Collection[Key]) -> None:
+        """Forget these. A verifier at work on one goes on, to no effect."""
+        forgotten = {ticket for ticket, key in self._keys.items() if key in keys}
+        self._waiting = deque(entry for entry in self._waiting if entry[0] not in forgotten)
+        self._keys = {ticket: key for ticket, key in self._keys.items() if ticket not in forgotten}
+
     def self_test(self, prompts: Sequence[Prompt] = ()) -> None:
         """Grades answers known to be right and wrong, some of them made from `prompts`, the way responses are graded.
 
@@ -64,7 +87,7 @@ class Grader:
             VerifierError: the verifier cannot be loaded, fails, or does not tell right from wrong.
         """
         while not all(worker.is_ready for worker in self._workers):
-            self._attend({})
+            self._attend()
         probes = probes_for(self._options.verifier, prompts)
         if reason := refusal(probes, self._run(probes)):
             raise VerifierError(f"reward.verifier={self._options.verifier}: {reason}")
@@ -75,54 +98,72 @@ class Grader:
         self._selector.close()
 
     def _run(self, probes: Sequence[Probe]) -> list[Verdict]:
-        verdicts: dict[int, Verdict] = {}
-        waiting = deque(enumerate(probes))
+        """Verdicts in the order of `probes`; nothing else may be queued."""
+        verdicts: dict[Key, Verdict] = {}
+        for index, probe in enumerate(probes):
+            self._enqueue((index, 0), probe)
+        while len(verdicts) < len(probes):
+            verdicts |= self._pump(wait=True)
+        return [verdicts[index, 0] for index in range(len(probes))]
+
+    def _enqueue(self, key: Key, probe: Probe) -> None:
+        ticket = next(self._tickets)
+        self._keys[ticket] = key
+        self._waiting.append((ticket, probe))
+
+    def _pump(self, wait: bool) -> list[tuple[Key, Verdict]]:
+        """Keep the workers busy, and take what they have done."""
         try:
-            while len(verdicts) < len(probes):
-                idle = [worker for worker in self._workers if worker.is_idle]
-                self._attend(verdicts, may_wait=not (waiting and idle))
-                for worker in [w for w in self._workers if w.is_idle][: len(waiting)]:
-                    self._assign(worker, *waiting.popleft(), verdicts)
+            self._attend(may_wait=False)
+            self._deal()
+            while wait and self._keys and not self._graded.keys() & self._keys.keys():
+                self._attend()
+                self._deal()
         except BaseException:  # half-done work must not answer the next call
             self.close()
             raise
-        return [verdicts[index] for index in range(len(probes))]
+        graded, self._graded = self._graded, {}
+        return [(self._keys.pop(ticket), verdict) for ticket, verdict in graded.items() if ticket in self._keys]
 
-    def _attend(self, verdicts: dict[int, Verdict], may_wait: bool = True) -> None:
+    def _deal(self) -> None:
+        for worker in [worker for worker in self._workers if worker.is_idle][: len(self._waiting)]:
+            self._assign(worker, *self._waiting.popleft())
+
+    def _attend(self, may_wait: bool = True) -> None:
         """Takes what the workers sent and replaces those past their deadline, after waiting for either to happen."""
         wait = min(worker.deadline for worker in self._workers) - monotonic() if may_wait else 0.0
         for key, _ in self._selector.select(max(0.0, min(wait, 1e6))):
-            self._read(key.data, verdicts)
+            self._read(key.data)
         for worker in [worker for worker in self._workers if worker.deadline <= monotonic()]:
-            self._expire(worker, verdicts)
+            self._expire(worker)
 
-    def _assign(self, worker: WorkerProcess, index: int, probe: Probe, verdicts: dict[int, Verdict]) -> None:
+    def _assign(self, worker: WorkerProcess, ticket: int, probe: Probe) -> None:
         try:
-            worker.assign(index, probe.response, probe.answer, probe.metadata)
+            worker.assign(ticket, probe.response, probe.answer, probe.metadata)
         except WorkerDied as reason:
-            self._fail(worker, verdicts, Outcome.ERROR, str(reason))
+            self._fail(worker, Outcome.ERROR, str(reason))
         except TimeoutError:
-            self._expire(worker, verdicts)
+            self._expire(worker)
 
-    def _read(self, worker: WorkerProcess, verdicts: dict[int, Verdict]) -> None:
+    def _read(self, worker: WorkerProcess) -> None:
         try:
             reply = worker.read()
         except WorkerDied as reason:
-            self._fail(worker, verdicts, Outcome.ERROR, str(reason))
+            self._fail(worker, Outcome.ERROR, str(reason))
             return
         if reply is None:
             return
         if "refused" in reply:
             raise VerifierError(reply["refused"])
         if worker.task is not None:
-            verdicts[worker.task] = _verdict(reply)
+            self._graded[worker.task] = _verdict(reply)
         worker.rest()
 
-    def _expire(self, worker: WorkerProcess, verdicts: dict[int, Verdict]) -> None:
+    def _expire(self, worker: WorkerProcess) -> None:
         detail = f"no verdict after reward.timeout_s={self._options.timeout_s:g} s"
-        self._fail(worker, verdicts, Outcome.TIMEOUT, detail)
+        self._fail(worker, Outcome.TIMEOUT, detail)
 
-    def _fail(self, worker: WorkerProcess, verdicts: dict[int, Verdict], outcome: Outcome, detail: str) -> None:
+    def _fail(self, worker: WorkerProcess, outcome: Outcome, detail: str) -> None:
         """Replaces the worker; what it was grading, if anything, is not graded."""
         if not worker.is_ready:
             raise VerifierError(
@@ -130,7 +171,7 @@ class Grader:
                 "stands above"
             )
         if worker.task is not None:
-            verdicts[worker.task] = failed(outcome, detail)
+            self._graded[worker.task] = failed(outcome, detail)
         self._stop(worker)
         self._start()
 
