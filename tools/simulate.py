@@ -12,8 +12,9 @@ Figures, over `--steps` steps after one that is not counted:
 
 generated_per_trained  tokens sampled, aborted responses included, per token of the committed groups
 step_time_s            virtual seconds from a step's first request until its batch is determined; rollout alone, mean
-length_bias            mean response length of the committed groups relative to that of all passing groups, minus 1
-length_bias_error      standard error of length_bias: within two of them, the batch is not biased as far as one can see
+length_bias            mean response length of the committed groups relative to that of all passing groups, minus 1;
+                       of the prompts that were launched, with those whose responses were aborted
+length_bias_error      standard error of length_bias, had as many of the passing groups been chosen blindly
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--pass-rate", type=float, nargs="+", default=[0.5], help="share of groups that pass the filter")
-    add("--engines", type=int, nargs="+", default=[16], help="replicas")
+    add("--engines", type=int, nargs="+", default=[8], help="replicas")
     add("--sweep", action="store_true", help=f"engines {ENGINES} and pass rates {PASS_RATES}")
     add("--prompts", type=int, default=512, help="groups a step trains on")
     add("--group-size", type=int, default=16, help="responses per prompt")
-    add("--mean-tokens", type=float, default=3_000, help="of a response")
+    add("--mean-tokens", type=float, default=4_000, help="of a response")
     add("--max-tokens", type=int, default=20_480, help="longer responses are cut")
     add("--max-num-seqs", type=int, default=256, help="sequences a replica decodes together")
     add("--steps", type=int, default=4)

@@ -100,6 +100,7 @@ class SimulatedEngine:
         self.version = 0
         self.capacity = replicas * cost.max_num_seqs
         self.generated_tokens = 0  # of everything ever sampled, what was aborted included
+        self.launched: set[int] = set()  # uids of the prompts submitted under this version
         self._workload, self._cost, self._clock = workload, cost, clock
         self._replicas = [Replica(cost) for _ in range(replicas)]
         self._queue: deque[Request] = deque()
@@ -112,6 +113,7 @@ class SimulatedEngine:
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
         self._advance(self._clock.now)
         self._queue.extend(requests)
+        self.launched.update(request.prompt.uid for request in requests)
         self._dispatch()
 
     def poll(self) -> list[Finished]:
@@ -146,6 +148,7 @@ class SimulatedEngine:
 
     def load(self, weights: object, version: int) -> None:
         self.version = version
+        self.launched = set()
 
     def _advance(self, until: float) -> None:
         while self._peek() <= until:

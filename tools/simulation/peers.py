@@ -60,9 +60,9 @@ class Groups:
         return decided
 
     def abort(self) -> None:
-        self.engine.abort([(uid, index) for uid in self._accuracies for index in range(self.workload.group_size)])
-        while self.grader.poll(wait=True):
-            pass
+        keys = [(uid, index) for uid in self._accuracies for index in range(self.workload.group_size)]
+        self.engine.abort(keys)
+        self.grader.abort(keys)
         self._accuracies.clear()
 
 

@@ -9,8 +9,9 @@ per trained token.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from math import exp, lgamma
 
 import numpy as np
@@ -29,14 +30,14 @@ PROMPT_TOKENS = 256
 RIGHT, WRONG = "right", "wrong"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answers:
     """Of prompts in a row: [prompts, group_size] each."""
 
     lengths: NDArray[np.int64]  # tokens
     right: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def passing(self) -> NDArray[np.bool_]:
         """[prompts]: whether the group is mixed."""
         number_right = self.right.sum(1)
@@ -68,7 +69,11 @@ class Workload:
             version=version,
         )
 
-    def group_lengths(self, version: int, uids: list[int]) -> NDArray[np.float64]:
+    def passing(self, version: int, uids: Iterable[int]) -> list[int]:
+        """Those of the prompts whose groups pass."""
+        return [uid for uid in uids if self._block(version, uid // BLOCK).passing[uid % BLOCK]]
+
+    def group_lengths(self, version: int, uids: Iterable[int]) -> NDArray[np.float64]:
         """[prompts]: mean tokens of each group's responses."""
         return np.array([self._block(version, uid // BLOCK).lengths[uid % BLOCK].mean() for uid in uids])
 

@@ -1,5 +1,6 @@
 """The simulated engines against one that counts tokens one by one, and the figures of the strategies."""
 
+import json
 from collections import deque
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapo_mcore.rollout.engine import Request, Sampling
+from tools import simulate
 from tools.simulation.engine import SLICE_S, Clock, Cost, SimulatedEngine
 from tools.simulation.measure import length_bias
 from tools.simulation.workload import LENGTH_STEP, Workload
@@ -137,10 +139,23 @@ def test_an_answer_depends_on_version_prompt_and_index_alone():
     assert all(length % LENGTH_STEP == 0 for length in lengths)
 
 
-def test_the_length_bias_is_relative_to_all_passing_groups():
-    answers = WORKLOAD.draw(np.random.default_rng(9), 4_000)
-    means = answers.lengths.mean(1)
-    bias, error = length_bias(means[answers.passing], WORKLOAD)
-    assert abs(bias) < 3 * error < 0.1
-    shorter, _ = length_bias(0.8 * means[answers.passing], WORKLOAD)
-    assert shorter == pytest.approx(0.8 * (1 + bias) - 1)
+def test_the_length_bias_is_zero_for_a_blind_choice_and_the_loss_of_length_for_another():
+    rng = np.random.default_rng(9)
+    answers = WORKLOAD.draw(rng, 4_000)
+    passing = answers.lengths.mean(1)[answers.passing]
+    blind = [length_bias(rng.choice(passing, 500, replace=False), passing) for _ in range(200)]
+    biases, errors = np.array(blind).T
+    assert biases.std() == pytest.approx(errors.mean(), rel=0.2)
+    assert abs(biases.mean()) < 4 * errors.mean() / 200**0.5
+    assert length_bias(passing, passing) == (0.0, 0.0)
+    shortest, _ = length_bias(np.sort(passing)[:500], passing)
+    assert shortest == pytest.approx(np.sort(passing)[:500].mean() / passing.mean() - 1)
+
+
+def test_the_json_holds_one_object_per_strategy(capsys):
+    simulate.main(["--pass-rate", "0.7", "--prompts", "16", "--engines", "4", "--steps", "2", "--json"])
+    rows = {row["strategy"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == {"in_order", "full_batch_refill", "one_for_one", "first_finished"}
+    assert rows["full_batch_refill"]["generated_per_trained"] > rows["one_for_one"]["generated_per_trained"] > 1
+    assert all(row["step_time_s"] > 0 for row in rows.values())
+    assert rows["first_finished"]["length_bias"] < rows["in_order"]["length_bias"]
