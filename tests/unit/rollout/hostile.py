@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling, request_seed
 from dapo_mcore.types import FinishReason, Outcome, Prompt, Response, Verdict
@@ -23,20 +24,29 @@ class World:
     number: int
     hardness: float  # share of the rows that are answered all right or all wrong
 
+    @cached_property
+    def kinds(self) -> list[float]:
+        draw = random.Random(self.number)
+        return [draw.random() for _ in range(ROWS)]
+
     def prompt(self, uid: int) -> Prompt:
         return Prompt(uid, uid % ROWS, (1, 2, 3), f"question {uid % ROWS}", "right")
 
     def respond(self, prompt: Prompt, version: int, seed: int) -> Response:
-        kind = random.Random(f"{self.number}/{prompt.row}").random()
-        draw = random.Random(f"{version}/{prompt.uid}/{seed}")
-        tokens = tuple(draw.randrange(100) for _ in range(draw.randint(1, 6)))
-        if draw.random() < 0.03:
-            text = "hangs the verifier"
-        elif kind < self.hardness:
-            text = "right" if kind < self.hardness / 2 else "wrong"
-        else:
-            text = draw.choice(["right", "wrong", "wrong"])
-        return Response(tokens, tuple(-0.1 * t for t in tokens), text, FinishReason.STOP, version)
+        return respond(self, prompt.uid, version, seed)
+
+
+@lru_cache(maxsize=4096)
+def respond(world: World, uid: int, version: int, seed: int) -> Response:
+    draw = random.Random(f"{world.number}/{version}/{uid}/{seed}")
+    number, kind = draw.randrange(100), world.kinds[uid % ROWS]
+    if draw.random() < 0.03:
+        text = "hangs the verifier"
+    elif kind < world.hardness:
+        text = "right" if kind < world.hardness / 2 else "wrong"
+    else:
+        text = draw.choice(["right", "wrong", "wrong"])
+    return Response((number, version), (-0.1 * number, -0.5), text, FinishReason.STOP, version)
 
 
 def judge(response: Response) -> Verdict:
@@ -123,7 +133,7 @@ class HostileEngine:
 
     def _start(self, key: Key) -> None:
         self.homes[key] = self.draw.randrange(REPLICAS)
-        self.polls[key] = self.draw.choice([1, 1, 2, 3, 5, 25])
+        self.polls[key] = self.draw.choice([1, 1, 2, 3, 12])
 
     def _lose_replica(self) -> None:
         dead = self.draw.randrange(REPLICAS)

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ class Machine:
         draw = random.Random(schedule)
         self.plan = plan
         self.stream = Stream(world, position)
-        self.engine = HostileEngine(world, draw, draw.choice([1, 3, 8, 64, 1000]), polls_to_live)
+        self.engine = HostileEngine(world, draw, draw.choice([2, 5, 16, 1000]), polls_to_live)
         self.grader = HostileGrader(draw)
         self.pass_rate = PassRate()
         if learnt:
@@ -42,6 +43,7 @@ class Machine:
 
     def collect(self, step):
         self.engine.load((), step)
+        self.engine.submitted.clear()
         return Driver(
             self.engine,
             self.stream,
@@ -65,50 +67,26 @@ def responses_of(groups):
     return {group.prompt.uid: [sample.response for sample in group.samples] for group in groups}
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(world=worlds, schedule=schedules, plan=plans)
-def test_every_step_commits_what_sequential_sampling_would_commit(world, schedule, plan):
+def test_every_step_commits_what_sequential_sampling_would_commit_and_leaves_nothing_behind(world, schedule, plan):
     machine = Machine(world, schedule, plan)
     for step in range(STEPS):
         position = machine.stream.position
         expected, then = sequential(world, position, step, plan)
         if not expected:
-            assert_it_stops(machine, step, position)
+            with pytest.raises(StopRun):
+                machine.collect(step)
+            assert machine.stream.position == position
             return
         collected = machine.collect(step)
-        assert list(responses_of(collected.groups)) == sorted(expected)
-        assert responses_of(collected.groups) == expected
+        assert list(responses_of(collected.groups).items()) == sorted(expected.items())
         assert [group.prompt.uid for group in collected.considered] == list(range(position, then))
+        assert all(s.verdict == judge(s.response) for group in collected.considered for s in group.samples)
         assert machine.stream.position == then
-
-
-def assert_it_stops(machine, step, position):
-    try:
-        machine.collect(step)
-    except StopRun:
-        assert machine.stream.position == position
-    else:
-        raise AssertionError("trained on a batch without a passing group")
-
-
-@settings(max_examples=200, deadline=None)
-@given(world=worlds, schedule=schedules, plan=plans)
-def test_a_step_leaves_nothing_behind_and_asks_for_no_response_twice(world, schedule, plan):
-    machine = Machine(world, schedule, plan)
-    for step in range(STEPS):
-        machine.engine.submitted.clear()
-        try:
-            collected = machine.collect(step)
-        except StopRun:
-            collected = None
         assert not machine.engine.waiting
         assert not machine.grader.pending
         assert len(set(machine.engine.submitted)) == len(machine.engine.submitted)
-        if collected is None:
-            return
-        for group in collected.considered:
-            for sample in group.samples:
-                assert sample.verdict == judge(sample.response)
 
 
 @settings(max_examples=300, deadline=None)
@@ -117,14 +95,15 @@ def test_a_run_that_dies_in_the_middle_of_a_fill_neither_loses_nor_repeats_a_pro
     machine = Machine(world, schedule, plan, polls_to_live=polls)
     position, learnt, considered = 0, machine.pass_rate.state(), []
     for step in range(STEPS):
-        if not sequential(world, position, step, plan)[0]:
+        expected, _ = sequential(world, position, step, plan)
+        if not expected:
             return
         try:
             collected = machine.collect(step)
         except Crash:
             machine = Machine(world, more, plan, position=position, learnt=learnt)
             collected = machine.collect(step)
-        assert responses_of(collected.groups) == sequential(world, position, step, plan)[0]
+        assert responses_of(collected.groups) == expected
         considered += [group.prompt.uid for group in collected.considered]
         position, learnt = machine.stream.position, machine.pass_rate.state()
     assert considered == list(range(position))
