@@ -14,7 +14,6 @@ from dapo_mcore.config import (
     LossMode,
     MoeConfig,
     OldLogprobs,
-    OnExhausted,
     ResumeMode,
     RolloutConfig,
     RolloutIs,
@@ -23,8 +22,10 @@ from dapo_mcore.config import (
     SourceConfig,
     TemperatureStage,
 )
+from dapo_mcore.engine_check import check_engines
 from dapo_mcore.layout_check import check_model_fits, check_world
 from dapo_mcore.refuse import refuse
+from dapo_mcore.sampling_check import check_dynamic_sampling
 
 DECAY_STYLES = ("constant", "linear", "cosine")
 
@@ -41,7 +42,8 @@ def check(config: RunConfig, world_size: int) -> None:
         _check_source("data.val", config.data.val)
     _check_batches(config.data, config.rollout, config.actor)
     _check_sampling(config.rollout)
-    _check_dynamic_sampling(config)
+    check_dynamic_sampling(config)
+    check_engines(config)
     _check_algorithm(config)
     _check_kl(config)
     _check_correction(config.actor)
@@ -181,33 +183,6 @@ def _check_sampling(rollout: RolloutConfig) -> None:
                "token among all tokens", "use top_p=1.0 and top_k=-1 (rollout.val has its own)")  # fmt: skip
     if not 0 < rollout.val.top_p <= 1:
         refuse("rollout.val.top_p", rollout.val.top_p, "a share of probability", "use a value in (0, 1]")
-
-
-def _check_dynamic_sampling(config: RunConfig) -> None:
-    filters, rollout, actor = config.algorithm.filter_groups, config.rollout, config.actor
-    name = "algorithm.filter_groups"
-    if config.prompts_per_step < config.data.train_batch_size:
-        refuse(f"{name}.max_num_gen_batches", filters.max_num_gen_batches,
-               f"times data.gen_batch_size={config.data.gen_batch_size} prompts never make the "
-               f"data.train_batch_size={config.data.train_batch_size} groups of a step", "raise one of the two")  # fmt: skip
-    largest = max([rollout.n, *(stage.value for stage in rollout.n_schedule)])
-    if filters.max_dynamic_samples and filters.max_dynamic_samples <= largest:
-        refuse(f"{name}.max_dynamic_samples", filters.max_dynamic_samples, f"groups have rollout.n={largest} responses "
-               "before they grow", "give more than that, or 0 to let none grow")  # fmt: skip
-    if filters.max_dynamic_samples and not filters.enable:
-        refuse(f"{name}.max_dynamic_samples", filters.max_dynamic_samples, f"with {name}.enable=false every group "
-               "trains as it is", "set it to 0, or switch the filter on")  # fmt: skip
-    if filters.on_exhausted is OnExhausted.carry_over and not rollout.staleness:
-        refuse(f"{name}.on_exhausted", "carry_over", "rollout.staleness=0 lets no group wait for a later step",
-               "set rollout.staleness=1, or on_exhausted=train_partial")  # fmt: skip
-    corrects = actor.rollout_correction.rollout_is is not RolloutIs.none or actor.old_logprobs is OldLogprobs.rollout
-    if rollout.staleness and not corrects:
-        refuse("rollout.staleness", rollout.staleness, "responses of earlier weights would be trained on as if the "
-               "present ones had sampled them", "set actor.rollout_correction.rollout_is=token, or "
-               "actor.old_logprobs=rollout (the clip is then relative to the weights that sampled)")  # fmt: skip
-    if rollout.staleness and actor.moe.router_replay:
-        refuse("rollout.staleness", rollout.staleness, "actor.moe.router_replay=true would replay the experts that "
-               "earlier weights chose", "use 0, or switch the replay off")  # fmt: skip
 
 
 def _check_algorithm(config: RunConfig) -> None:

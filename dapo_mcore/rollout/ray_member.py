@@ -67,6 +67,10 @@ class Member:
         self._deadline = monotonic() + timeout_s
         return reply
 
+    def read_all(self, timeout_s: float) -> list[Any]:
+        """All replies that it owes, each within `timeout_s`; raises like `read`."""
+        return [self.read(timeout_s) for _ in range(len(self._replies))]
+
     def refuse_silence(self) -> None:
         """Raises EngineLost when the reply that comes next should have been there."""
         if monotonic() > self._deadline:

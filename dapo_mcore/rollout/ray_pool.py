@@ -88,10 +88,10 @@ class RayPool:
         partials: list[Finished] = []
         for member in asked:
             with self._replacing(member):
-                while member.next_reply is not None:
-                    reply = member.read(timeout_s)
+                *before, of_abort = member.read_all(timeout_s)
+                for reply in before:
                     self._finished += member.settled(reply)
-                partials += reply
+                partials += of_abort
         return partials
 
     def follow(self) -> None:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -120,14 +121,15 @@ def _view(flat: Tensor, start: int, entry: Entry) -> Tensor:
     return flat[start : start + entry.num_bytes].view(entry.dtype).view(entry.shape)
 
 
-def _join(store: dist.Store, meeting: Meeting, rank: int, host: str) -> ProcessGroupGloo:
-    options = ProcessGroupGloo._Options()
+def _join(store: dist.Store, meeting: Meeting, rank: int, host: str) -> Any:
+    gloo: Any = ProcessGroupGloo  # torch's stub knows neither its options nor its methods
+    options = gloo._Options()
     options._timeout = timedelta(seconds=meeting.timeout_s)
-    options._devices = [ProcessGroupGloo.create_device(hostname=host)]
-    return ProcessGroupGloo(store, rank, meeting.size, options)
+    options._devices = [gloo.create_device(hostname=host)]
+    return gloo(store, rank, meeting.size, options)
 
 
-def _broadcast(group: ProcessGroupGloo, flat: Tensor) -> None:
+def _broadcast(group: Any, flat: Tensor) -> None:
     options = dist.BroadcastOptions()
     options.rootRank = 0
     options.rootTensor = 0
