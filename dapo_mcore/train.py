@@ -1,6 +1,6 @@
 """The one entry point, started on every rank: `python -m dapo_mcore.train experiment=quickstart key=value ...`.
 
-Composes the options, refuses what cannot work before anything heavy is imported, builds the parts, runs dapo.train.
+Composes the options, refuses what cannot work before anything heavy is imported, builds the parts, runs the loop.
 """
 
 from __future__ import annotations
