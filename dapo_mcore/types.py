@@ -165,8 +165,9 @@ class TrainBatch:
     def split(self, size: int) -> list[TrainBatch]:
         """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one.
 
-        No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted.
+        No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted. An empty
+        batch makes none.
         """
         parts = -(-len(self) // size)
-        cuts = [len(self) * i // parts for i in range(parts + 1)]
+        cuts = [len(self) * i // max(parts, 1) for i in range(parts + 1)]
         return [self.select(range(start, stop)) for start, stop in pairwise(cuts)]

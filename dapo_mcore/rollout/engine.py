@@ -57,12 +57,11 @@ def requests_for(prompts: Iterable[Prompt], n: int, run_seed: int, version: int)
     return [Request(p, i, request_seed(run_seed, version, p.uid, i)) for p in prompts for i in range(n)]
 
 
-class RolloutEngine(Protocol):
+class Decoder(Protocol):
     """Samples responses under one policy version.
 
     A response depends on the weights, the prompt, the sampling and the seed of its request; never on what else is
-    sampled, where, or when. Rank 0 leads: `submit`, `poll` and `abort` run there, while every other rank stands in
-    `follow` until the leader's `release`. `load` is collective, and called with nothing in flight.
+    sampled, where, or when.
     """
 
     @property
@@ -76,23 +75,31 @@ class RolloutEngine(Protocol):
         ...
 
     def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Queue `requests`; they start in this order as room allows. A key is in flight once. Leader only."""
+        """Queue `requests`; they start in this order as room allows. A key is in flight once."""
         ...
 
     def poll(self) -> list[Finished]:
         """Advance by a slice of decoding at most; what has finished since the last call, each request once.
 
-        In no particular order; empty when nothing has. Returns at once with nothing in flight. Leader only.
+        In no particular order; empty when nothing has. Returns at once with nothing in flight.
         """
         ...
 
     def abort(self, keys: Collection[Key]) -> list[Finished]:
-        """Forget these requests; keys that are not in flight are ignored. Leader only.
+        """Forget these requests; keys that are not in flight are ignored.
 
         Returns what those that had begun have sampled so far, as responses with `FinishReason.ABORTED`; an engine
         that cannot tell returns nothing. None of these keys comes out of `poll` afterwards.
         """
         ...
+
+
+class RolloutEngine(Decoder, Protocol):
+    """A decoder over the ranks of the trainer.
+
+    Rank 0 leads: `submit`, `poll` and `abort` run there, while every other rank stands in `follow` until the leader's
+    `release`. `load` is collective, and called with nothing in flight.
+    """
 
     def follow(self) -> None:
         """Take part in what the leader does until it releases. Other ranks only; returns at once on rank 0."""
@@ -107,8 +114,8 @@ class RolloutEngine(Protocol):
         ...
 
 
-def generate(engine: RolloutEngine, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
-    """Responses in the order of `requests`, whatever finished first; nothing else may be in flight. Leader only."""
+def generate(engine: Decoder, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+    """Responses in the order of `requests`, whatever finished first; nothing else may be in flight."""
     engine.submit(requests, sampling)
     responses: dict[Key, Response] = {}
     while len(responses) < len(requests):

@@ -9,7 +9,7 @@ from dapo_mcore.rollout.bank import Bank, Banked
 from dapo_mcore.rollout.engine import Key, Request
 from dapo_mcore.rollout.fill import Fill, OpenGroup
 from dapo_mcore.rollout.pipeline import Pipeline
-from dapo_mcore.types import Prompt, Response, Sample
+from dapo_mcore.types import Prompt, Response, Sample, Verdict
 
 RUN_AHEAD = 2  # responses in flight per response that the engine decodes: the next ones wait at its door
 
@@ -58,10 +58,10 @@ class Wave:
                     requests.append(Request(prompt, key[1], self.seed_of(key)))
                 case Banked(is_cut=True, response=response):
                     requests.append(Request(prompt, key[1], self.seed_of(key), partial=response))
-                case Banked(verdict=None, response=response):
-                    self.pipeline.grade(prompt, key, response)
-                case Banked(verdict=verdict, response=response):
+                case Banked(response=response, verdict=Verdict() as verdict):
                     known.append((key, Sample(response, verdict)))
+                case Banked(response=response):
+                    self.pipeline.grade(prompt, key, response)
         self.pipeline.sample(requests)
         self._take(known)
 
