@@ -54,7 +54,7 @@ class Bank:
     def open(self, version: int, terms: list[Any]) -> None:
         """Begin a step: drop what is too old for it, or was sampled under other `terms`.
 
-        Terms are plain values: group size, temperature. The age counts from a response's first token.
+        Terms are plain values, such as group size and temperature. The age counts from a response's first token.
         """
         oldest = version - self.staleness if terms == self.terms else version + 1
         expired = {key: banked for key, banked in self.entries.items() if banked.response.version < oldest}

@@ -88,7 +88,8 @@ class Driver:
 
     def _wave(self) -> Wave:
         version, start = self.engine.version, self.prompts.position
-        self.bank.open(version, [self.group_size, self.sampling.temperature])
+        alike = self.pass_rate.alike(max(self.group_size, self.max_samples))
+        self.bank.open(version, [self.group_size, self.sampling.temperature, self.sampling.max_tokens])
 
         def prompt_at(position: int) -> Prompt:
             return self.prompts.peek(position, 1)[0]
@@ -97,7 +98,7 @@ class Driver:
             return request_seed(self.seed, version, *key)
 
         return Wave(
-            Fill(start, self.wanted, self.budget, self.group_size, self.max_samples, self.passes),
+            Fill(start, self.wanted, self.budget, self.group_size, self.max_samples, self.passes, alike),
             Pipeline(self.engine, self.grader, self.sampling),
             self.bank,
             prompt_at,
