@@ -6,7 +6,7 @@ A sequential reading of Algorithm 1 would sample one prompt after the other unti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dapo_mcore.algo.groups import commit_in_order
@@ -45,6 +45,7 @@ class Fill:
     group_size: int
     max_samples: int  # a group without variance grows, by group_size, up to so many responses
     passes: Callable[[Group], bool]
+    alike: Sequence[float]  # [k]: share of the passing groups whose first k responses have the same accuracy
     groups: dict[int, OpenGroup] = field(default_factory=dict)  # by position, without gaps from `start` on
     verdicts: dict[int, bool] = field(default_factory=dict)  # position -> whether its group passes, once certain
     accepted: list[int] = field(default_factory=list)  # positions certain to be committed, ascending
@@ -125,4 +126,4 @@ class Fill:
 
     def _chance(self, group: OpenGroup) -> float:
         """That the group passes, while it is undecided: all of its responses look alike."""
-        return chance(group.rate, len(group.samples), max(self.group_size, self.max_samples))
+        return chance(group.rate, self.alike[len(group.samples)])

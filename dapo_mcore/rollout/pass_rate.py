@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dapo_mcore.algo.groups import graded_accuracies, passes_filter
 from dapo_mcore.types import Group
@@ -14,6 +14,8 @@ PRIOR = 2.0  # passing and failing groups that were not seen: Beta(2, 2)
 MEMORY = 0.8  # share of the evidence that a step leaves to the next one: the policy moves
 CONFIDENCE = 1.2816  # standard deviations below the mean that 0.9 of a normal distribution lie above
 UNSEEN = 0
+
+Seen = TypeVar("Seen")
 
 
 @dataclass(slots=True)
@@ -26,6 +28,8 @@ class PassRate:
     passed: dict[int, float] = field(default_factory=dict)  # difficulty -> groups, faded
     failed: dict[int, float] = field(default_factory=dict)
     difficulties: dict[int, int] = field(default_factory=dict)  # row -> how hard it was when last met
+    # (responses, those with the highest accuracy) -> groups that passed, faded
+    mixtures: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def of(self, row: int) -> float:
         """Probability, in (0, 1), that the group of a data-set row passes."""
@@ -37,29 +41,55 @@ class PassRate:
         passed, failed = sum(self.passed.values()), sum(self.failed.values())
         return (PRIOR + passed) / (2 * PRIOR + passed + failed)
 
+    def alike(self, size: int) -> list[float]:
+        """Of groups of `size` that pass, the share whose first k responses are alike, for k = 0 .. size.
+
+        Responses come in any order; before any group was seen, every mixture is equally likely.
+        """
+        if size < 2:
+            return [1.0] * (size + 1)
+        prior = PRIOR / (size - 1)
+        mixtures = {best: prior + self.mixtures.get((size, best), 0.0) for best in range(1, size)}
+        total = sum(mixtures.values())
+
+        def share(k: int) -> float:
+            ways = sum(w * (math.comb(best, k) + math.comb(size - best, k)) for best, w in mixtures.items())
+            return ways / (total * math.comb(size, k))
+
+        return [1.0, *(share(k) for k in range(1, size + 1))]
+
     def learn(self, groups: Iterable[Group]) -> None:
         """Take a step's groups in: those read in prompt order, since the ones decided first are a biased sample."""
-        for counts in (self.passed, self.failed):
-            counts.update({difficulty: MEMORY * count for difficulty, count in counts.items()})
+        self.passed, self.failed, self.mixtures = _faded(self.passed), _faded(self.failed), _faded(self.mixtures)
         for group in groups:
-            counts = self.passed if passes_filter(group) else self.failed
+            passes, accuracies = passes_filter(group), graded_accuracies(group)
+            counts = self.passed if passes else self.failed
             before = self.difficulties.get(group.prompt.row, UNSEEN)
             counts[before] = counts.get(before, 0.0) + 1
             self.difficulties[group.prompt.row] = difficulty(group)
+            if passes:
+                mixture = len(accuracies), accuracies.count(max(accuracies))
+                self.mixtures[mixture] = self.mixtures.get(mixture, 0.0) + 1
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {name: list(getattr(self, name).items()) for name in ("passed", "failed", "difficulties")}
+        counts = {name: list(getattr(self, name).items()) for name in ("passed", "failed", "difficulties")}
+        return counts | {"mixtures": [[*mixture, count] for mixture, count in self.mixtures.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.passed, self.failed, self.difficulties = (
             dict(map(tuple, state[name])) for name in ("passed", "failed", "difficulties")
         )
+        self.mixtures = {(size, best): count for size, best, count in state["mixtures"]}
 
     def _mean(self, difficulty: int) -> float:
         passed, failed = self.passed.get(difficulty, 0.0), self.failed.get(difficulty, 0.0)
         prior = 2 * PRIOR * (0.5 if difficulty == UNSEEN else self._mean(UNSEEN))
         return (prior + passed) / (2 * PRIOR + passed + failed)
+
+
+def _faded(counts: dict[Seen, float]) -> dict[Seen, float]:
+    return {seen: MEMORY * count for seen, count in counts.items()}
 
 
 def difficulty(group: Group) -> int:
@@ -69,17 +99,13 @@ def difficulty(group: Group) -> int:
     return 1 if mean <= 0 else 5 if mean >= 1 else 2 + min(int(mean * 3), 2)
 
 
-def chance(rate: float, alike: int, size: int) -> float:
-    """That a group passes of which `alike` of `size` responses are graded, all with the same accuracy.
+def chance(rate: float, alike: float) -> float:
+    """That a group passes whose graded responses all have the same accuracy.
 
-    `rate` is the chance before the first response. Groups that pass are taken to have any share of right responses
-    with equal probability: after k responses 2 (size - k) / ((k + 1) (size - 1)) of them still look alike. All of
-    those that fail do.
+    `rate` is the chance before the first response; of the groups that pass, a share `alike` still looks like this.
+    All of those that fail do.
     """
-    if alike < 2:
-        return rate
-    still = 2 * (size - alike) / ((alike + 1) * (size - 1))
-    return rate * still / (rate * still + 1 - rate)
+    return rate * alike / (rate * alike + 1 - rate)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dapo_mcore.rollout.fill import Fill, OpenGroup
 from dapo_mcore.rollout.pipeline import Pipeline
 from dapo_mcore.types import Prompt, Response, Sample, Verdict
 
-RUN_AHEAD = 2  # responses in flight per response that the engine decodes: the next ones wait at its door
+RUN_AHEAD = 1.25  # responses in flight per response that the engine decodes: what may finish between two polls
 
 
 @dataclass(slots=True)

@@ -50,21 +50,39 @@ def test_a_resumed_run_goes_on_with_the_same_rates():
     assert resumed == rate
 
 
-def test_the_chance_falls_with_every_response_that_is_like_the_others():
-    """Against groups drawn as the docstring of `chance` says."""
-    draw, size, rate = random.Random(0), 8, 0.6
-    alike, passing = [0] * (size + 1), [0] * (size + 1)
-    for _ in range(40_000):
+def drawn(size, rate, right_of_passing, groups, seed=0):
+    """Groups of which a share `rate` passes, with so many right responses; in the order in which they finish."""
+    draw = random.Random(seed)
+    for _ in range(groups):
         passes = draw.random() < rate
-        right = draw.randint(1, size - 1) if passes else draw.choice([0, size])
-        answers = draw.sample([True] * right + [False] * (size - right), size)
+        right = right_of_passing(draw) if passes else draw.choice([0, size])
+        yield passes, draw.sample([True] * right + [False] * (size - right), size)
+
+
+@pytest.mark.parametrize(
+    "right_of_passing",
+    [lambda draw: draw.randint(1, 7), lambda draw: draw.choice([1, 1, 1, 2])],
+    ids=["any mixture", "seldom right"],
+)
+def test_the_chance_falls_with_every_response_that_is_like_the_others(right_of_passing):
+    size, rate, learnt = 8, 0.6, PassRate()
+    seen = drawn(size, rate, right_of_passing, 4_000, seed=1)
+    learnt.learn(group(row, *map(float, answers)) for row, (_, answers) in enumerate(seen))
+    alike, passing = [0] * (size + 1), [0] * (size + 1)
+    for passes, answers in drawn(size, rate, right_of_passing, 40_000):
         for count in range(1, size + 1):
             if len(set(answers[:count])) == 1:
                 alike[count] += 1
                 passing[count] += passes
-    assert chance(rate, 0, size) == rate
+    shares = learnt.alike(size)
+    assert chance(rate, shares[0]) == rate
     for count in range(1, size + 1):
-        assert chance(rate, count, size) == pytest.approx(passing[count] / alike[count], abs=0.02)
+        assert chance(rate, shares[count]) == pytest.approx(passing[count] / alike[count], abs=0.03)
+
+
+def test_before_any_group_was_seen_every_mixture_is_equally_likely():
+    shares = PassRate().alike(4)  # 1, 2 or 3 right
+    assert shares == pytest.approx([1, 1, (3 / 6 + 2 / 6 + 3 / 6) / 3, (1 / 4 + 0 + 1 / 4) / 3, 0])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
