@@ -5,6 +5,8 @@ from __future__ import annotations
 from dapo_mcore.config import Loop, RolloutBackend, RolloutIs, RunConfig
 from dapo_mcore.refuse import refuse
 
+SMALLEST_STORE_MB = 75
+
 
 def check_engines(config: RunConfig) -> None:
     """What the options say; ValueError."""
@@ -16,11 +18,14 @@ def check_engines(config: RunConfig) -> None:
 
 def _check_ray(config: RunConfig) -> None:
     options = config.rollout.ray
-    for name in ("num_engines", "cpus_per_engine", "object_store_mb", "start_timeout_s", "timeout_s"):
+    for name in ("num_engines", "cpus_per_engine", "start_timeout_s", "timeout_s"):
         if getattr(options, name) <= 0:
             refuse(f"rollout.ray.{name}", getattr(options, name), "must be above 0", "give a positive number")
     if options.max_replacements < 0:
         refuse("rollout.ray.max_replacements", options.max_replacements, "must not be negative", "give 0 or more")
+    if options.object_store_mb < SMALLEST_STORE_MB:
+        refuse("rollout.ray.object_store_mb", options.object_store_mb, "too small for Ray",
+               f"use at least {SMALLEST_STORE_MB}")  # fmt: skip
     if config.rollout.tensor_model_parallel_size > 1:
         refuse("rollout.tensor_model_parallel_size", config.rollout.tensor_model_parallel_size,
                "an engine of rollout.backend=ray is one process", "use 1 and more rollout.ray.num_engines, or "

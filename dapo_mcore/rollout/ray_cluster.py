@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -9,13 +10,13 @@ import ray
 
 from dapo_mcore.config import RayConfig
 from dapo_mcore.platform import platform
-from dapo_mcore.rollout.ray_engine import EngineActor, EngineArguments
+from dapo_mcore.rollout.ray_engine import EngineActor
 
 LOOPBACK = "127.0.0.1"
 
 
 def connect(options: RayConfig) -> None:
-    """Join the cluster at `options.address`, or start one of this process alone, which nobody else can reach.
+    """Join the cluster at `options.address`, or start one for this process alone, at the loopback address.
 
     Raises:
         ValueError: no cluster answers at the address.
@@ -32,7 +33,7 @@ def connect(options: RayConfig) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=max(1, -(-int(options.num_engines * options.cpus_per_engine) // 1)),
+        num_cpus=math.ceil(options.num_engines * options.cpus_per_engine),
         object_store_memory=options.object_store_mb << 20,
         include_dashboard=False,
         log_to_driver=False,
@@ -45,8 +46,8 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def start_engine(options: RayConfig, arguments: EngineArguments) -> Any:
-    """An actor that begins to build its engine as soon as the cluster has room for it."""
+def start_actor(options: RayConfig, devices: int) -> Any:
+    """An actor for an engine, which starts as soon as the cluster has room for it."""
     actor: Any = ray.remote(EngineActor)
-    resources = platform().actor_resources(arguments.rollout.tensor_model_parallel_size)
-    return actor.options(num_cpus=options.cpus_per_engine, max_restarts=0, **resources).remote(arguments)
+    resources = platform().actor_resources(devices)
+    return actor.options(num_cpus=options.cpus_per_engine, max_restarts=0, **resources).remote()

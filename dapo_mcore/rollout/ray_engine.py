@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +44,8 @@ class EngineActor:
     process that is gone, a call that raises or one that does not return all mean that the engine is lost.
     """
 
-    def __init__(self, arguments: EngineArguments) -> None:
+    def build(self, arguments: EngineArguments) -> None:
+        """The first call. Raises ValueError as `VllmEngine` does."""
         self._engine = VllmEngine(
             arguments.model,
             arguments.rollout,
@@ -55,9 +55,8 @@ class EngineActor:
             record_routes=arguments.record_routes,
         )
 
-    def ready(self) -> int:
-        """The number of its process, once the engine is built."""
-        return os.getpid()
+    def ping(self) -> None:
+        """Returns."""
 
     def advance(self, tasks: Sequence[Task]) -> list[Finished]:
         """Take `tasks` on, decode for a slice, and say what has finished since the last call."""

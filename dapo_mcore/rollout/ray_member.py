@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from dapo_mcore.rollout.engine import Finished, Key
-from dapo_mcore.rollout.ray_engine import Task
+from dapo_mcore.rollout.ray_engine import EngineArguments, Task
 
 CALLS_AHEAD = 2  # an actor goes on with the second while the pool looks at the reply to the first
 
@@ -23,13 +23,14 @@ class EngineLost(RuntimeError):
 class Member:
     """One engine actor, from its start on. It replies in the order of the calls."""
 
-    def __init__(self, number: int, actor: Any, start_timeout_s: float) -> None:
+    def __init__(self, number: int, actor: Any, arguments: EngineArguments, start_timeout_s: float) -> None:
+        """Let `actor` build its engine."""
         self.number = number
         self.actor = actor
         self.version: int | None = None  # of its weights; None: it is still being built
         self.tasks: dict[Key, Task] = {}  # given to it and not yet answered
         self.outstanding_tokens = 0  # upper bound of what it has still to read and to sample
-        self._replies: deque[Any] = deque([actor.ready.remote()])
+        self._replies: deque[Any] = deque([actor.build.remote(arguments)])
         self._deadline = monotonic() + start_timeout_s
 
     @property
@@ -74,7 +75,8 @@ class Member:
     def refuse_silence(self) -> None:
         """Raises EngineLost when the reply that comes next should have been there."""
         if monotonic() > self._deadline:
-            raise EngineLost("no answer in time")
+            built = self.version is not None
+            raise EngineLost("no answer in time" if built else "not built in time; has the cluster room for it?")
 
     def settled(self, reply: Sequence[Finished]) -> list[Finished]:
         """What of a reply answers a request it owes. A response to a request aborted meanwhile does not."""

@@ -141,8 +141,8 @@ class RayPool:
             self._bring_all_to(UNLOADED)
 
     def _member(self, number: int) -> Member:
-        actor = ray_cluster.start_engine(self._options, self._arguments)
-        return Member(number, actor, self._options.start_timeout_s)
+        actor = ray_cluster.start_actor(self._options, self._arguments.rollout.tensor_model_parallel_size)
+        return Member(number, actor, self._arguments, self._options.start_timeout_s)
 
     def _load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         if not self._leads:
@@ -217,7 +217,7 @@ class RayPool:
     def _is_there(self, member: Member) -> bool:
         """Whether it answers; replaced otherwise. A dead receiver would keep the others waiting at the meeting."""
         with self._replacing(member):
-            result(member.actor.ready.remote(), self._options.timeout_s)
+            result(member.actor.ping.remote(), self._options.timeout_s)
             return True
         return False
 

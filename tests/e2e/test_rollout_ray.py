@@ -70,7 +70,8 @@ def processes() -> list[psutil.Process]:
 
 
 def drained(pool: RayPool, finished: list[Finished], count: int = len(WANTED)) -> list[Finished]:
-    while len(finished) < count:
+    polls = 10_000  # of half a second while anything is in flight, and of no time at all when that was forgotten
+    while len(finished) < count and (polls := polls - 1):
         finished += pool.poll()
     return finished
 
@@ -146,6 +147,7 @@ def test_too_many_losses_end_the_run(pool, monkeypatch):
     monkeypatch.setattr(OPTIONS, "max_replacements", 0)
     pool.submit(WANTED, SAMPLING)
     pool.poll()
-    processes()[0].kill()
+    for process in processes():
+        process.kill()
     with pytest.raises(RuntimeError, match=r"rollout\.ray\.max_replacements=0"):
         drained(pool, [])

@@ -164,6 +164,7 @@ ENGINES = [
     ([RAY, "rollout.tensor_model_parallel_size=2"], r"tensor_model_parallel_size=2.*num_engines"),
     ([RAY, "rollout.ray.timeout_s=0"], r"rollout\.ray\.timeout_s=0.*above 0"),
     ([RAY, "rollout.ray.max_replacements=-1"], r"max_replacements=-1.*0 or more"),
+    ([RAY, "rollout.ray.object_store_mb=64"], r"object_store_mb=64.*at least 75"),
     (["trainer.loop=one_step_off"], r"loop=one_step_off.*set rollout\.backend=ray"),
     ([RAY, "trainer.loop=one_step_off"], r"loop=one_step_off.*set rollout_is=token"),
     ([*OVERLAP, "actor.moe.router_replay=true"], r"loop=one_step_off.*switch the replay off"),
