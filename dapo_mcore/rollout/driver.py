@@ -116,6 +116,8 @@ class Driver:
             self._refuse_to_starve(groups, fill.considered)
             return ()
         self.pass_rate.learn(fill.considered)
+        decided_after = [fill.decided_after[position] for position in fill.accepted]
+        self.pass_rate.learn_order(max(self.group_size, self.max_samples), decided_after)
         self.prompts.commit(fill.cursor)
         return groups
 

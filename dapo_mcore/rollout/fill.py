@@ -48,6 +48,7 @@ class Fill:
     alike: Sequence[float]  # [k]: share of the passing groups whose first k responses have the same accuracy
     groups: dict[int, OpenGroup] = field(default_factory=dict)  # by position, without gaps from `start` on
     verdicts: dict[int, bool] = field(default_factory=dict)  # position -> whether its group passes, once certain
+    decided_after: dict[int, int] = field(default_factory=dict)  # position -> responses graded when it passed
     accepted: list[int] = field(default_factory=list)  # positions certain to be committed, ascending
     cursor: int = field(init=False)  # first position that is not certain to be read
     _spent: int = 0
@@ -116,6 +117,8 @@ class Fill:
         elif passes or group.is_whole:
             self._outlook.remove(self._chance(group))
             self.verdicts[group.prompt.uid] = passes
+            if passes:
+                self.decided_after[group.prompt.uid] = len(group.samples)
             self._passed += passes
             self._read_on()
 

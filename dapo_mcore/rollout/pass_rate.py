@@ -22,14 +22,14 @@ Seen = TypeVar("Seen")
 class PassRate:
     """Posterior of the pass rate, for prompts met before apart by how hard they were then.
 
-    What it knows is a function of the groups it was shown: the same in a resumed run.
+    A resumed run knows what the interrupted one knew.
     """
 
     passed: dict[int, float] = field(default_factory=dict)  # difficulty -> groups, faded
     failed: dict[int, float] = field(default_factory=dict)
     difficulties: dict[int, int] = field(default_factory=dict)  # row -> how hard it was when last met
-    # (responses, those with the highest accuracy) -> groups that passed, faded
-    mixtures: dict[tuple[int, int], float] = field(default_factory=dict)
+    # (size, responses graded when the first differed) -> groups that passed, faded
+    decided: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def of(self, row: int) -> float:
         """Probability, in (0, 1), that the group of a data-set row passes."""
@@ -42,45 +42,43 @@ class PassRate:
         return (PRIOR + passed) / (2 * PRIOR + passed + failed)
 
     def alike(self, size: int) -> list[float]:
-        """Of groups of `size` that pass, the share whose first k responses are alike, for k = 0 .. size.
+        """Of groups of `size` that pass, the share whose first k graded responses are alike, for k = 0 .. size.
 
-        Responses come in any order; before any group was seen, every mixture is equally likely.
+        Seen, not derived: responses finish in no random order, since right and wrong ones differ in length. Before any
+        group was seen the order is taken for random, and every number of right responses for equally likely:
+        2 (size - k) / ((k + 1) (size - 1)).
         """
         if size < 2:
             return [1.0] * (size + 1)
-        prior = PRIOR / (size - 1)
-        mixtures = {best: prior + self.mixtures.get((size, best), 0.0) for best in range(1, size)}
-        total = sum(mixtures.values())
-
-        def share(k: int) -> float:
-            ways = sum(w * (math.comb(best, k) + math.comb(size - best, k)) for best, w in mixtures.items())
-            return ways / (total * math.comb(size, k))
-
-        return [1.0, *(share(k) for k in range(1, size + 1))]
+        seen = [self.decided.get((size, k), 0.0) for k in range(size + 1)]
+        prior = [1.0, *(2 * (size - k) / ((k + 1) * (size - 1)) for k in range(1, size + 1))]
+        return [(PRIOR * p + sum(seen[k + 1 :])) / (PRIOR + sum(seen)) for k, p in enumerate(prior)]
 
     def learn(self, groups: Iterable[Group]) -> None:
         """Take a step's groups in: those read in prompt order, since the ones decided first are a biased sample."""
-        self.passed, self.failed, self.mixtures = _faded(self.passed), _faded(self.failed), _faded(self.mixtures)
+        self.passed, self.failed = _faded(self.passed), _faded(self.failed)
         for group in groups:
-            passes, accuracies = passes_filter(group), graded_accuracies(group)
-            counts = self.passed if passes else self.failed
+            counts = self.passed if passes_filter(group) else self.failed
             before = self.difficulties.get(group.prompt.row, UNSEEN)
             counts[before] = counts.get(before, 0.0) + 1
             self.difficulties[group.prompt.row] = difficulty(group)
-            if passes:
-                mixture = len(accuracies), accuracies.count(max(accuracies))
-                self.mixtures[mixture] = self.mixtures.get(mixture, 0.0) + 1
+
+    def learn_order(self, size: int, decided_after: Iterable[int]) -> None:
+        """Take in after how many graded responses a step's passing groups of `size` were seen to pass."""
+        self.decided = _faded(self.decided)
+        for number in decided_after:
+            self.decided[size, number] = self.decided.get((size, number), 0.0) + 1
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         counts = {name: list(getattr(self, name).items()) for name in ("passed", "failed", "difficulties")}
-        return counts | {"mixtures": [[*mixture, count] for mixture, count in self.mixtures.items()]}
+        return counts | {"decided": [[*key, count] for key, count in self.decided.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.passed, self.failed, self.difficulties = (
             dict(map(tuple, state[name])) for name in ("passed", "failed", "difficulties")
         )
-        self.mixtures = {(size, best): count for size, best, count in state["mixtures"]}
+        self.decided = {(size, number): count for size, number, count in state["decided"]}
 
     def _mean(self, difficulty: int) -> float:
         passed, failed = self.passed.get(difficulty, 0.0), self.failed.get(difficulty, 0.0)

@@ -44,9 +44,11 @@ def test_prompts_met_again_are_told_apart_by_how_hard_they_were():
 def test_a_resumed_run_goes_on_with_the_same_rates():
     rate, resumed = PassRate(), PassRate()
     rate.learn(groups(0, 7, 3))
+    rate.learn_order(8, [2, 3])
     resumed.load_state(json.loads(json.dumps(rate.state())))
     for one in (rate, resumed):
         one.learn(groups(0, 7, 3))
+        one.learn_order(8, [2, 2, 5])
     assert resumed == rate
 
 
@@ -66,8 +68,14 @@ def drawn(size, rate, right_of_passing, groups, seed=0):
 )
 def test_the_chance_falls_with_every_response_that_is_like_the_others(right_of_passing):
     size, rate, learnt = 8, 0.6, PassRate()
-    seen = drawn(size, rate, right_of_passing, 4_000, seed=1)
-    learnt.learn(group(row, *map(float, answers)) for row, (_, answers) in enumerate(seen))
+    learnt.learn_order(
+        size,
+        [
+            next(k for k in range(1, size + 1) if len(set(answers[:k])) == 2)
+            for passes, answers in drawn(size, rate, right_of_passing, 4_000, seed=1)
+            if passes
+        ],
+    )
     alike, passing = [0] * (size + 1), [0] * (size + 1)
     for passes, answers in drawn(size, rate, right_of_passing, 40_000):
         for count in range(1, size + 1):
@@ -80,7 +88,7 @@ def test_the_chance_falls_with_every_response_that_is_like_the_others(right_of_p
         assert chance(rate, shares[count]) == pytest.approx(passing[count] / alike[count], abs=0.03)
 
 
-def test_before_any_group_was_seen_every_mixture_is_equally_likely():
+def test_before_any_group_was_seen_every_mixture_and_order_is_equally_likely():
     shares = PassRate().alike(4)  # 1, 2 or 3 right
     assert shares == pytest.approx([1, 1, (3 / 6 + 2 / 6 + 3 / 6) / 3, (1 / 4 + 0 + 1 / 4) / 3, 0])
 
