@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dapo_mcore.config import RayConfig
+from dapo_mcore.rollout import weight_channel
 from dapo_mcore.rollout.engine import Finished, Sampling, generate
 from dapo_mcore.rollout.ray_engine import EngineArguments
 from dapo_mcore.rollout.ray_pool import RayPool
@@ -117,16 +118,26 @@ def test_an_engine_killed_in_mid_generation_changes_no_response(pool, folders, e
     assert in_order(drained(pool, finished)) == expected[FIRST]
 
 
-def test_an_engine_killed_at_a_push_is_replaced_and_all_sample_with_the_new_weights(pool, folders, expected):
-    def killing() -> Iterator[tuple[str, torch.Tensor]]:
+def test_an_engine_killed_at_a_push_is_replaced_and_all_sample_with_the_new_weights(
+    pool, folders, expected, monkeypatch
+):
+    def gathered() -> Iterator[tuple[str, torch.Tensor]]:
         yield from weights_in(folders[SECOND])
         os.kill(processes()[-1].pid, signal.SIGKILL)
 
+    def kill_and_send(group: object, flat: torch.Tensor) -> None:
+        monkeypatch.undo()
+        os.kill(processes()[0].pid, signal.SIGKILL)
+        weight_channel._broadcast(group, flat)
+
     pool.load(weights_in(folders[FIRST]), FIRST)
-    pool.load(killing(), SECOND)
-    assert pool.version == SECOND
-    assert len(processes()) == OPTIONS.num_engines
+    pool.load(gathered(), SECOND)
     assert generate(pool, WANTED, SAMPLING) == expected[SECOND]
+    monkeypatch.setattr(weight_channel, "_broadcast", kill_and_send)  # all engines have come to the meeting by then
+    pool.load(weights_in(folders[FIRST]), FIRST)
+    assert pool.version == FIRST
+    assert len(processes()) == OPTIONS.num_engines
+    assert generate(pool, WANTED, SAMPLING) == expected[FIRST]
 
 
 def test_an_engine_that_hangs_is_found_and_its_requests_are_sampled_by_the_other(pool, folders, expected, monkeypatch):
