@@ -77,7 +77,8 @@ def rows(out: Path) -> dict[int, dict[str, Any]]:
     file = out / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     every = [json.loads(line) for line in lines]
-    return {row["step"]: {key: value for key, value in row.items() if not key.startswith(("time/", "sampler/"))} for row in every}
+    speed = ("time/", "sampler/")
+    return {row["step"]: {key: value for key, value in row.items() if not key.startswith(speed)} for row in every}
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
