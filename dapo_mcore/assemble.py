@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from dapo_mcore import dapo, dapo_one_step_off
 from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.actor.reference import Reference, build_reference
 from dapo_mcore.batch import make_batch, shuffle, with_kl_in_rewards
 from dapo_mcore.checkpoint.store import CheckpointStore
-from dapo_mcore.config import ResumeMode, RunConfig
+from dapo_mcore.config import Loop, ResumeMode, RunConfig
 from dapo_mcore.dapo import Run
 from dapo_mcore.desk import Desk, open_desk
 from dapo_mcore.end_of_step import EndOfStep
@@ -24,9 +25,11 @@ from dapo_mcore.handover import Handover
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.prompts import load_tokenizer
-from dapo_mcore.rollout.colocated import ColocatedEngine
+from dapo_mcore.rollout.ahead import SamplingAhead
+from dapo_mcore.rollout.build import rollout_engine
+from dapo_mcore.rollout.collected import Collected
+from dapo_mcore.rollout.engine import RolloutEngine
 from dapo_mcore.rollout.leader import is_leader, lead
-from dapo_mcore.rollout.sampler import Collected
 from dapo_mcore.rollout.validation import Validation
 from dapo_mcore.rollout.vllm_engine import Tokenizer
 from dapo_mcore.schedules import group_size_schedule, temperature_schedule
@@ -38,8 +41,8 @@ PHASES = ("push", "rollout", "old_logprobs", "update", "validate", "save")
 
 
 @contextmanager
-def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
-    """The parts of a run, ready to train; closed again when the block ends. Collective."""
+def assembled(config: RunConfig) -> Iterator[tuple[Callable[[], None], EndOfStep]]:
+    """The loop of a run, ready to train, and what surrounds it; closed again when the block ends. Collective."""
     parallel.init_process_group()
     tokenizer = load_tokenizer(config.model.path)
     desk = _desk_of_leader(config, tokenizer)
@@ -49,24 +52,15 @@ def assembled(config: RunConfig) -> Iterator[tuple[Run, EndOfStep]]:
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
         reference = build_reference(config.model, config.actor, config.ref) if config.needs_reference else None
-        with policy.on_host():
-            engine = _start_engine(config, tokenizer)
-            engine.sleep()
-        yield _connect(config, policy, reference, engine, checkpoints, desk)
+        with ExitStack() as ending:
+            with policy.on_host():
+                # transformers leaves eos_token_id untyped
+                engine = ending.enter_context(rollout_engine(config, cast(Tokenizer, tokenizer)))
+                engine.sleep()
+            yield _connect(config, policy, reference, engine, checkpoints, desk)
     finally:
         if desk is not None:
             desk.grader.close()
-
-
-def _start_engine(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> ColocatedEngine:
-    return ColocatedEngine(
-        config.model,
-        config.rollout,
-        cast(Tokenizer, tokenizer),  # transformers leaves eos_token_id untyped
-        max_prompt_length=config.data.max_prompt_length,
-        max_response_length=config.data.max_response_length,
-        record_routes=config.actor.moe.router_replay,
-    )
 
 
 def _desk_of_leader(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk | None:
@@ -96,37 +90,39 @@ Stage = Callable[[TrainBatch, int], TrainBatch]  # batch, responses per update -
 
 
 def scoring(config: RunConfig, policy: Actor, reference: Reference | None) -> Stage:
-    """What every batch goes through between sampling and its first update."""
+    """What every batch goes through between sampling and its first update; an empty one has none."""
     in_reward = config.algorithm.use_kl_in_reward
     stages: list[Stage] = [partial(policy.score, needed=in_reward)]
     if reference is not None:
         stages.append(reference.score)
     if in_reward:
         stages.append(lambda batch, _: with_kl_in_rewards(batch, config.algorithm))
-    return lambda batch, count: reduce(lambda scored, stage: stage(scored, count), stages, batch)
+    return lambda batch, count: reduce(lambda scored, stage: stage(scored, count), stages if len(batch) else (), batch)
 
 
 def _connect(
     config: RunConfig,
     policy: Actor,
     reference: Reference | None,
-    engine: ColocatedEngine,
+    engine: RolloutEngine,
     checkpoints: CheckpointStore,
     desk: Desk | None,
-) -> tuple[Run, EndOfStep]:
+) -> tuple[Callable[[], None], EndOfStep]:
     """Each call of the loop is timed as a phase; what rank 0 decides is led."""
     stopwatch, turns = Stopwatch(), Turns(policy, engine)
+    order = ORDERS[config.trainer.loop](config, engine, desk, turns)
     temperature, group_size = temperature_schedule(config), group_size_schedule(config)
 
     def responses_per_update(step: int) -> int:
         return config.actor.ppo_mini_batch_size * group_size(step)
 
+    def push_weights() -> None:
+        order.end_sampling()
+        handover.push()
+
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
         batch = make_batch(groups, config.algorithm, config.reward, config.data)
         return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
-
-    def collect(step: int) -> Collected:
-        return lead(desk and desk.sampler(engine, step).collect, engine)
 
     def validate() -> Validation:
         return lead(desk and desk.validator(engine).validate, engine)
@@ -139,14 +135,14 @@ def _connect(
 
     scored = scoring(config, policy, reference)
     handover = Handover(config, policy, engine)
-    push = stopwatch.wrap("push", handover.push)
+    push = stopwatch.wrap("push", push_weights)
     end = EndOfStep(
         options=config.trainer,
         policy=policy,
         push_weights=push,
         push_metrics=handover.metrics,
         validate=stopwatch.wrap("validate", turns.of_engine(validate)),
-        run_state=partial(lead, desk and desk.state),
+        run_state=partial(lead, order.run_state),
         checkpoints=checkpoints,
         export=export,
         log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,
@@ -158,13 +154,52 @@ def _connect(
         last_step=config.trainer.total_training_steps,
         responses_per_update=responses_per_update,
         push_weights=push,
-        collect_groups=stopwatch.wrap("rollout", turns.of_engine(collect)),
+        collect_groups=stopwatch.wrap("rollout", order.collect_groups),
         make_batch=batch_of,
         with_old_logprobs=stopwatch.wrap("old_logprobs", score),
         update=stopwatch.wrap("update", policy.update),
         finish_step=end.finish,
     )
-    return run, end
+    return partial(order.train, run), end
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """When a loop samples, as seen from its other parts."""
+
+    train: Callable[[Run], None]
+    collect_groups: Callable[[int], Collected]
+    end_sampling: Callable[[], None]  # until nothing is sampled: the engine is the caller's
+    run_state: Callable[[], Mapping[str, Any]]  # of rank 0
+
+
+def _in_turn(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns: Turns) -> Order:
+    """Sampling and training alternate."""
+    return Order(
+        train=dapo.train,
+        collect_groups=turns.of_engine(lambda step: lead(desk and desk.driver(engine, step).collect, engine)),
+        end_sampling=lambda: None,
+        run_state=desk.state if desk else dict,
+    )
+
+
+def _one_step_off(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns: Turns) -> Order:
+    """A step's groups are sampled during the step before."""
+    ahead = SamplingAhead(
+        engine,
+        config.trainer.total_training_steps,
+        collect=lambda step: cast(Desk, desk).driver(engine, step).collect(),
+        run_state=lambda: cast(Desk, desk).state(),
+    )
+    return Order(
+        train=partial(dapo_one_step_off.train, sample_ahead=ahead.start),
+        collect_groups=lambda _: ahead.take(),
+        end_sampling=ahead.wait,
+        run_state=ahead.state,
+    )
+
+
+ORDERS = {Loop.dapo: _in_turn, Loop.one_step_off: _one_step_off}
 
 
 def _build_log(config: RunConfig, first_step: int) -> Sink:

@@ -25,10 +25,12 @@ def make_batch(
 ) -> TrainBatch:
     """The trainable form of `groups`, their responses in order. Every mask is final here.
 
-    Raises ValueError for no groups, and for a score that is not finite.
+    No groups make an empty batch, of which `split` makes no updates.
+
+    Raises ValueError for a score that is not finite.
     """
     if not groups:
-        raise ValueError("no groups to train on: no prompt of this step passed algorithm.filter_groups")
+        return _empty_batch()
     samples = [(group.prompt, sample) for group in groups for sample in group.samples]
     responses = [sample.response for _, sample in samples]
     lengths = torch.tensor([len(response.token_ids) for response in responses])
@@ -46,6 +48,11 @@ def make_batch(
         groups=torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.samples) for group in groups])),
     )
     return with_advantages(batch, algorithm)
+
+
+def _empty_batch() -> TrainBatch:
+    integers, numbers = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    return TrainBatch(integers, integers, integers, integers.bool(), numbers, numbers)
 
 
 def with_advantages(batch: TrainBatch, algorithm: AlgorithmConfig) -> TrainBatch:

@@ -101,6 +101,7 @@ class OnExhausted(Enum):
     """What a step does when max_num_gen_batches is spent and too few groups passed the filter."""
 
     train_partial = "train_partial"  # train on what passed; the token denominator follows
+    carry_over = "carry_over"  # train on nothing: what passed waits, up to rollout.staleness steps
     stop = "stop"  # save a checkpoint and end the run with the reason
 
 
@@ -164,7 +165,7 @@ class DataConfig:
     truncation: Truncation = Truncation.error
     shuffle: bool = True  # by trainer.seed and epoch
     train_batch_size: int = 512  # prompts (groups) that train one step
-    gen_batch_size: int = 0  # prompts sampled per generation round; 0: as many groups as are missing, x 1.3 with filter
+    gen_batch_size: int = 0  # prompts of a generation batch, the unit of max_num_gen_batches; 0: train_batch_size
 
 
 @dataclass(kw_only=True, slots=True)
@@ -190,8 +191,28 @@ class GroupSizeStage:
     value: int = MISSING
 
 
+class RolloutBackend(Enum):
+    colocated = "colocated"  # engines in the trainer's processes, on its devices
+    ray = "ray"  # engines in Ray actors, on devices of their own
+
+
+@dataclass(kw_only=True, slots=True)
+class RayConfig:
+    """The engines of rollout.backend=ray. Each takes an accelerator where the trainer has any."""
+
+    address: str = ""  # of a running cluster, or auto; empty: a cluster of this run's own, on this machine alone
+    num_engines: int = 1
+    cpus_per_engine: float = 1.0  # what Ray reckons for it
+    object_store_mb: int = 128  # MiB of shared memory, for a cluster of this run's own
+    start_timeout_s: float = 900.0  # an engine that is not ready after so long is replaced
+    timeout_s: float = 120.0  # likewise one that has not answered for so long; above a push and a slice of decoding
+    max_replacements: int = 4  # engines replaced between two pushes; one more ends the run
+
+
 @dataclass(kw_only=True, slots=True)
 class RolloutConfig:
+    backend: RolloutBackend = RolloutBackend.colocated
+    ray: RayConfig = field(default_factory=RayConfig)
     n: int = 16  # G: responses per prompt
     n_schedule: list[GroupSizeStage] = field(default_factory=list)  # stages before n, e.g. [{until: 0.3, value: 32}]
     temperature: float = 1.0  # also divides the policy's logits in the loss
@@ -201,6 +222,7 @@ class RolloutConfig:
     tensor_model_parallel_size: int = 1  # consecutive ranks that share one engine
     enable_expert_parallel: bool = False  # spread whole experts over those ranks instead of cutting each
     kv_cache_mb: int = 4096  # MiB per rank; always explicit
+    staleness: int = 0  # steps that responses sampled ahead may wait to be trained on; 0: exact DAPO, they are dropped
     max_num_seqs: int = 256  # sequences decoded together per engine
     max_num_batched_tokens: int = 8192
     enforce_eager: bool = False  # True: no graph capture; always so on CPU
@@ -231,8 +253,9 @@ class FilterGroupsConfig:
 
     enable: bool = True
     metric: MixedMetric = MixedMetric.acc
-    max_num_gen_batches: int = 10  # generation rounds per step
+    max_num_gen_batches: int = 10  # a step reads so many times data.gen_batch_size prompts at most
     on_exhausted: OnExhausted = OnExhausted.train_partial
+    max_dynamic_samples: int = 0  # a group without variance grows by rollout.n up to so many responses; 0: it does not
 
 
 @dataclass(kw_only=True, slots=True)
@@ -336,6 +359,13 @@ class RefConfig:
     param_offload: bool = False  # keep its weights in host memory while it does not score
 
 
+class Loop(Enum):
+    """The order of sampling and training."""
+
+    dapo = "dapo"  # in turn: Algorithm 1 (dapo.py)
+    one_step_off = "one_step_off"  # a step's groups are sampled while the step before trains (dapo_one_step_off.py)
+
+
 @dataclass(kw_only=True, slots=True)
 class WeightsConfig:
     """The way of the policy's weights into the rollout engine (docs/weights.md)."""
@@ -348,6 +378,7 @@ class WeightsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
+    loop: Loop = Loop.dapo
     total_training_steps: int = MISSING
     output_dir: str = "outputs/run"
     project_name: str = "dapo_mcore"
@@ -383,3 +414,9 @@ class RunConfig:
     @property
     def needs_reference(self) -> bool:
         return self.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    @property
+    def prompts_per_step(self) -> int:
+        """That a step may read to find data.train_batch_size groups."""
+        per_batch = self.data.gen_batch_size or self.data.train_batch_size
+        return self.algorithm.filter_groups.max_num_gen_batches * per_batch

@@ -22,8 +22,10 @@ from dapo_mcore.config import (
     SourceConfig,
     TemperatureStage,
 )
+from dapo_mcore.engine_check import check_engines
 from dapo_mcore.layout_check import check_model_fits, check_world
 from dapo_mcore.refuse import refuse
+from dapo_mcore.sampling_check import check_dynamic_sampling
 
 DECAY_STYLES = ("constant", "linear", "cosine")
 
@@ -40,6 +42,8 @@ def check(config: RunConfig, world_size: int) -> None:
         _check_source("data.val", config.data.val)
     _check_batches(config.data, config.rollout, config.actor)
     _check_sampling(config.rollout)
+    check_dynamic_sampling(config)
+    check_engines(config)
     _check_algorithm(config)
     _check_kl(config)
     _check_correction(config.actor)
@@ -116,6 +120,7 @@ def _check_ranges(config: RunConfig) -> None:
     }
     not_negative = {
         "data.gen_batch_size": data.gen_batch_size,
+        "rollout.staleness": rollout.staleness,
         "actor.clip_ratio_low": actor.clip_ratio_low,
         "actor.clip_ratio_high": actor.clip_ratio_high,
         "actor.optim.lr": actor.optim.lr,

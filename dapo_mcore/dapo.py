@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dapo_mcore.observe.metrics import Ratio
-from dapo_mcore.rollout.sampler import Collected
+from dapo_mcore.rollout.collected import Collected
 from dapo_mcore.types import Group, TrainBatch
 
 Metrics = dict[str, Ratio]

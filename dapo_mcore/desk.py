@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from dapo_mcore.algo.groups import passes_filter
+from dapo_mcore.algo.groups import every_group, passes_filter
 from dapo_mcore.config import RunConfig
 from dapo_mcore.prompts import PromptSource, build_prompts
 from dapo_mcore.reward import Grader
-from dapo_mcore.rollout.engine import RolloutEngine, Sampling
-from dapo_mcore.rollout.sampler import Sampler, every_group
+from dapo_mcore.rollout.bank import Bank
+from dapo_mcore.rollout.driver import Driver
+from dapo_mcore.rollout.engine import Decoder, Sampling
+from dapo_mcore.rollout.pass_rate import PassRate
 from dapo_mcore.rollout.validation import Validator
 from dapo_mcore.schedules import group_size_schedule, temperature_schedule
 from dapo_mcore.types import Prompt
@@ -31,11 +33,13 @@ class Desk:
     source: PromptSource
     validation: Sequence[Prompt]  # empty: the run never validates
     grader: Grader
+    bank: Bank
+    pass_rate: PassRate = field(default_factory=PassRate)
 
-    def sampler(self, engine: RolloutEngine, step: int) -> Sampler:
+    def driver(self, engine: Decoder, step: int) -> Driver:
         """Of a training step, with the temperature and group size it has."""
         data, rollout, group_filter = self.config.data, self.config.rollout, self.config.algorithm.filter_groups
-        return Sampler(
+        return Driver(
             engine=engine,
             prompts=self.source,
             grader=self.grader,
@@ -49,13 +53,15 @@ class Desk:
             group_size=group_size_schedule(self.config)(step),
             seed=self.config.trainer.seed,
             wanted=data.train_batch_size,
-            per_round=data.gen_batch_size,
-            max_rounds=group_filter.max_num_gen_batches,
+            budget=self.config.prompts_per_step,
             on_exhausted=group_filter.on_exhausted,
             passes=passes_filter if group_filter.enable else every_group,
+            max_samples=group_filter.max_dynamic_samples,
+            pass_rate=self.pass_rate,
+            bank=self.bank,
         )
 
-    def validator(self, engine: RolloutEngine) -> Validator:
+    def validator(self, engine: Decoder) -> Validator:
         options = self.config.rollout.val
         return Validator(
             engine=engine,
@@ -69,10 +75,12 @@ class Desk:
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"prompts": self.source.state()}
+        return {"prompts": self.source.state(), "pass_rate": self.pass_rate.state(), "bank": self.bank.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.source.load_state(state["prompts"])
+        self.pass_rate.load_state(state["pass_rate"])
+        self.bank.load_state(state["bank"])
 
 
 def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
@@ -97,7 +105,8 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
     except BaseException:
         grader.close()
         raise
-    return Desk(config, PromptSource(training.prompts, config.trainer.seed, data.shuffle), validation, grader)
+    source = PromptSource(training.prompts, config.trainer.seed, data.shuffle)
+    return Desk(config, source, validation, grader, Bank(config.rollout.staleness))
 
 
 def prepare_folder(config: RunConfig) -> None:

@@ -13,8 +13,8 @@ from dapo_mcore.observe.loggers import Sink
 from dapo_mcore.observe.metrics import Ratio, merge
 from dapo_mcore.observe.rollouts import write_rollouts
 from dapo_mcore.observe.stopwatch import Stopwatch
+from dapo_mcore.rollout.collected import Collected
 from dapo_mcore.rollout.leader import is_leader
-from dapo_mcore.rollout.sampler import Collected
 from dapo_mcore.rollout.validation import Validation
 from dapo_mcore.types import Group
 

@@ -14,7 +14,7 @@ from dapo_mcore.config import Attest, MegatronConfig, PushMode, RolloutConfig, R
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.refuse import refuse
 from dapo_mcore.rollout.colocated import ColocatedEngine
-from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.engine import Request, RolloutEngine, Sampling, generate
 from dapo_mcore.rollout.leader import is_leader, lead
 from dapo_mcore.types import Prompt, Response, TrainBatch
 from dapo_mcore.weights.attest import AttestationError
@@ -27,9 +27,9 @@ STRIDE = 7919  # a prime: the probe's prompt is spread over the vocabulary
 
 
 class Handover:
-    """Brings a colocated engine to the policy's version. Every method is collective."""
+    """Brings the engine to the policy's version. Every method is collective."""
 
-    def __init__(self, config: RunConfig, policy: Actor, engine: ColocatedEngine) -> None:
+    def __init__(self, config: RunConfig, policy: Actor, engine: RolloutEngine) -> None:
         """Finds the plan of a direct push, if there is to be one.
 
         Raises:
@@ -71,19 +71,20 @@ class Handover:
         return gap
 
 
-def _way(config: RunConfig, policy: Actor, engine: ColocatedEngine) -> Callable[[int], None]:
+def _way(config: RunConfig, policy: Actor, engine: RolloutEngine) -> Callable[[int], None]:
     def reload(version: int) -> None:
         engine.load(policy.weights(), version)
+
+    mode = config.weights.push
+    if mode is PushMode.reload or not isinstance(engine, ColocatedEngine):
+        return reload
+    layouts = config.actor.megatron, config.rollout
+    push = plan_push(*layouts, policy.hf_config, policy.chunks, config.weights.bucket_mb)
 
     def direct(version: int) -> None:
         policy.gather_parameters()
         engine.write(push, version)
 
-    mode = config.weights.push
-    if mode is PushMode.reload:
-        return reload
-    layouts = config.actor.megatron, config.rollout
-    push = plan_push(*layouts, policy.hf_config, policy.chunks, config.weights.bucket_mb)
     obstacle = engine.examine(lambda runtime: runtime.obstacle or push.misfit(runtime))
     if not obstacle:
         return direct
@@ -113,7 +114,7 @@ def plan_push(
     return Push(reshard_plan(hf_config, train, engines, chunks[0].vocab_size), hf_config, chunks, bucket_mb)
 
 
-def probe(policy: Actor, engine: ColocatedEngine, config: RunConfig) -> Ratio:
+def probe(policy: Actor, engine: RolloutEngine, config: RunConfig) -> Ratio:
     """Mean distance, in nats per token, of the engine's log-probabilities from the policy's, on a fixed prompt."""
     length = min(PROBE_LENGTH, config.data.max_prompt_length)
     tokens = tuple(1 + STRIDE * place % (policy.hf_config.vocab_size - 1) for place in range(length))
@@ -121,7 +122,7 @@ def probe(policy: Actor, engine: ColocatedEngine, config: RunConfig) -> Ratio:
     count = max(PROBE_RESPONSES, dist.get_world_size() if dist.is_initialized() else 1)
     requests = [Request(prompt, index, seed=index) for index in range(count)]
     sampling = Sampling(temperature=1.0, max_tokens=min(PROBE_LENGTH, config.data.max_response_length))
-    batch = _batch(prompt, lead(lambda: engine.generate(requests, sampling), engine))
+    batch = _batch(prompt, lead(lambda: generate(engine, requests, sampling), engine))
     gaps = (policy.logprobs(batch) - batch.rollout_logprobs).abs()
     return Ratio(float(gaps.sum()), len(gaps))
 

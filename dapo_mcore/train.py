@@ -1,6 +1,6 @@
 """The one entry point, started on every rank: `python -m dapo_mcore.train experiment=quickstart key=value ...`.
 
-Composes the options, refuses what cannot work before anything heavy is imported, builds the parts, runs dapo.train.
+Composes the options, refuses what cannot work before anything heavy is imported, builds the parts, runs the loop.
 """
 
 from __future__ import annotations
@@ -100,14 +100,13 @@ def run(config: RunConfig, rank: int) -> int:
     quiet_libraries()
     from dapo_mcore.assemble import assembled
     from dapo_mcore.checkpoint.store import CheckpointNotWritten
-    from dapo_mcore.dapo import train
     from dapo_mcore.rollout.leader import LeaderError, StopRun
 
     try:
-        with assembled(config) as (parts, end):
+        with assembled(config) as (train, end):
             end.before_training()
             try:
-                train(parts)
+                train()
             except StopRun as reason:
                 end.stopped(str(reason))
             end.end_of_run()

@@ -32,6 +32,7 @@ class Prompt:
 class FinishReason(StrEnum):
     STOP = "stop"  # the policy ended its response
     LENGTH = "length"  # cut at max_response_length
+    ABORTED = "aborted"  # interrupted while it was sampled; never trained on as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,11 @@ class Response:
     logprobs: tuple[float, ...]  # of each token under the sampling distribution (behaviour policy), nats
     text: str
     finish_reason: FinishReason
-    version: int  # policy version that sampled it: number of training steps the weights have behind them
+    version: int  # policy version that sampled its first token: training steps the weights have behind them
     # [prompt + response - 1, layers, top_k]: experts each token was sent to; the last token is sampled, never read
     routes: NDArray[Any] | None = field(default=None, compare=False, repr=False)
+    # (position, version): the tokens from this position on were sampled by newer weights, which continued the response
+    continued: tuple[tuple[int, int], ...] = ()
 
 
 class Outcome(StrEnum):
@@ -162,8 +165,9 @@ class TrainBatch:
     def split(self, size: int) -> list[TrainBatch]:
         """As few mini-batches of at most `size` responses as possible, in order; their sizes differ by at most one.
 
-        No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted.
+        No optimizer update rests on a handful of leftovers when a step trains on fewer groups than it wanted. An empty
+        batch makes none.
         """
         parts = -(-len(self) // size)
-        cuts = [len(self) * i // parts for i in range(parts + 1)]
+        cuts = [len(self) * i // max(parts, 1) for i in range(parts + 1)]
         return [self.select(range(start, stop)) for start, stop in pairwise(cuts)]

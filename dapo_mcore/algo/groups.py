@@ -26,6 +26,11 @@ def passes_filter(group: Group) -> bool:
     return is_mixed(graded_accuracies(group))
 
 
+def every_group(group: Group) -> bool:
+    """The filter of plain GRPO (algorithm.filter_groups.enable=false)."""
+    return True
+
+
 class Commit(NamedTuple):
     accepted: list[int]  # positions in the prompt stream, ascending
     cursor: int  # first position that stays unread

@@ -33,6 +33,7 @@ def platform() -> Platform:
         collective_backend="gloo",
         has_transformer_engine=False,
         pins_host_memory=False,
+        actor_resources=lambda _: {},
         memory_stats=_memory_stats,
         synchronize=_nothing,
         empty_cache=_nothing,

@@ -31,6 +31,7 @@ def platform() -> Platform:
         collective_backend="cpu:gloo,cuda:nccl",  # small decisions travel as CPU tensors
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
         pins_host_memory=True,
+        actor_resources=lambda count: {"num_gpus": count},
         memory_stats=_memory_stats,
         synchronize=torch.cuda.synchronize,
         empty_cache=torch.cuda.empty_cache,

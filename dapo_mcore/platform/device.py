@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ class Platform:
     collective_backend: str  # for torch.distributed.init_process_group; serves tensors on the device and on the CPU
     has_transformer_engine: bool  # whether Megatron's Transformer Engine layers can be built
     pins_host_memory: bool  # copies to and from the device need page-locked memory to be fast
+    actor_resources: Callable[[int], dict[str, Any]]  # so many devices -> what a Ray actor's options call them
     memory_stats: Callable[[], MemoryStats]
     synchronize: Callable[[], None]  # wait until the device has done what it was given
     empty_cache: Callable[[], None]  # give cached, unused memory back to the device

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
-from dapo_mcore.rollout.engine import Request, Sampling
-from dapo_mcore.rollout.ranks import Ranks
+from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
+from dapo_mcore.rollout.ranks import Ranks, RolloutError
 from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
-from dapo_mcore.types import Response
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 
+LOAD = 1.25  # requests dealt to a replica per response that it decodes: what ends within a slice is replaced there
+
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """What a rank is told to sample. None instead of it: go on, the leader has all it wants."""
+class _Order:
+    """What a rank is told to do with its replica. None instead of it: go on, the leader has all it wants."""
 
-    requests: Sequence[Request]
-    sampling: Sampling
+    requests: Sequence[Request] = ()
+    sampling: Sampling | None = None  # of the requests
+    gone: frozenset[Key] = frozenset()  # requests to abort, before anything else
+    decode: bool = True
 
 
 class ColocatedEngine:
     """Replicas of the policy in vLLM, each over `rollout.tensor_model_parallel_size` consecutive ranks.
 
-    Implements `RolloutEngine`. Rank 0 leads: it deals the requests to the replicas, every replica samples its share,
-    rank 0 collects. Which replica samples a request does not matter to its response. A failure on any rank is raised
-    on all of them as `RolloutError`.
+    Implements `RolloutEngine`. Rank 0 leads and keeps the queue: the next prompt's requests go to the replica that has
+    the fewest, as soon as one has room. All replicas decode slices of equally many steps, with one exchange between
+    them. Which replica samples a request does not matter to its response. A failure on any rank is raised on all of
+    them as `RolloutError`; what was in flight is forgotten then.
     """
 
     def __init__(
@@ -60,6 +65,9 @@ class ColocatedEngine:
                 f"rollout.tensor_model_parallel_size={self._replica_size}: does not divide the {self._ranks.size} "
                 "ranks of this run; use a divisor, or start more processes"
             )
+        self._queue: deque[tuple[Request, Sampling]] = deque()  # on the leader, like all that follows
+        self._dealt: list[set[Key]] = [set() for _ in range(self._ranks.size // self._replica_size)]  # by replica
+        self._room = rollout.max_num_seqs * LOAD
         job = self._ranks.scatter([uuid.uuid4().hex] * self._ranks.size)
         self._engine = self._ranks.together(
             lambda: VllmEngine(
@@ -77,28 +85,45 @@ class ColocatedEngine:
     def version(self) -> int:
         return self._engine.version
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
-        """Responses in the order of `requests`. Leader only.
+    @property
+    def capacity(self) -> int:
+        """Responses decoded together by all replicas."""
+        return self._engine.capacity * len(self._dealt)
+
+    def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Queue `requests`. Leader only."""
+        self._queue.extend((request, sampling) for request in requests)
+
+    def poll(self) -> list[Finished]:
+        """What the replicas finish within a slice. Leader only.
 
         Raises:
             RolloutError: sampling failed on some rank; the followers raise the same and serve no longer.
         """
-        replicas = self._ranks.size // self._replica_size
-        shares = [_Share(requests[replica::replicas], sampling) for replica in range(replicas)]
-        by_rank = self._sample(self._ranks.scatter([share for share in shares for _ in range(self._replica_size)]))
-        by_replica = by_rank[:: self._replica_size]
-        return [by_replica[position % replicas][position // replicas] for position in range(len(requests))]
+        orders = self._deal()
+        return self._exchange(orders) if any(self._dealt) else []
+
+    def abort(self, keys: Collection[Key]) -> list[Finished]:
+        """Forget these; what those that had begun have sampled so far. Leader only.
+
+        Raises:
+            RolloutError: as `poll`.
+        """
+        gone = frozenset(keys)
+        self._queue = deque(entry for entry in self._queue if entry[0].key not in gone)
+        orders = [_Order(gone=gone & dealt, decode=False) for dealt in self._dealt]
+        return self._exchange(orders) if any(order.gone for order in orders) else []
 
     def follow(self) -> None:
-        """Take part in the leader's `generate` calls until it releases. Returns at once on rank 0.
+        """Take part in what the leader does until it releases. Returns at once on rank 0.
 
         Raises:
             RolloutError: sampling failed on some rank.
         """
         if self._ranks.rank == 0:
             return
-        while (share := self._ranks.scatter()) is not None:
-            self._sample(share)
+        while (order := self._ranks.scatter()) is not None:
+            self._obey(order)
 
     def release(self) -> None:
         """Let the followers go on. Leader only, and not after a failure."""
@@ -138,8 +163,49 @@ class ColocatedEngine:
         """Free the engine, as far as `VllmEngine.close` does."""
         self._engine.close()
 
-    def _sample(self, share: _Share) -> list[list[Response]]:
-        """Sample this rank's share; on the leader, every rank's responses (empty but for a replica's first rank)."""
-        responses = self._ranks.together(lambda: self._engine.generate(share.requests, share.sampling))
+    def _deal(self) -> list[_Order]:
+        """Every replica's next requests. Those of a prompt stay together: it is then read once."""
+        shares: list[list[Request]] = [[] for _ in self._dealt]
+        sampling = self._queue[0][1] if self._queue else None
+        while self._queue and self._queue[0][1] == sampling:
+            replica = min(range(len(shares)), key=lambda number: len(self._dealt[number]))
+            if len(self._dealt[replica]) >= self._room:
+                break
+            uid = self._queue[0][0].prompt.uid
+            while self._queue and self._queue[0][0].prompt.uid == uid and self._queue[0][1] == sampling:
+                request, _ = self._queue.popleft()
+                shares[replica].append(request)
+                self._dealt[replica].add(request.key)
+        return [_Order(share, sampling) for share in shares]
+
+    def _exchange(self, orders: Sequence[_Order]) -> list[Finished]:
+        """Have every rank of a replica carry out its order; what came out."""
+        order = self._ranks.scatter([order for order in orders for _ in range(self._replica_size)])
+        try:
+            by_rank = self._obey(order)
+        except RolloutError:
+            self._queue.clear()
+            self._dealt = [set() for _ in self._dealt]
+            raise
+        finished = by_rank[:: self._replica_size]
+        self._dealt = [
+            dealt - order.gone - {one.request.key for one in ended}
+            for dealt, order, ended in zip(self._dealt, orders, finished, strict=True)
+        ]
+        return [one for ended in finished for one in ended]
+
+    def _obey(self, order: _Order) -> list[list[Finished]]:
+        """Carry out this rank's order; on the leader, every rank's results (empty but for a replica's first rank)."""
+        try:
+            finished = self._ranks.together(lambda: self._carry_out(order))
+        except RolloutError:
+            self._engine.clear()
+            raise
         speaks = self._ranks.rank % self._replica_size == 0
-        return self._ranks.gather(responses if speaks else [])
+        return self._ranks.gather(finished if speaks else [])
+
+    def _carry_out(self, order: _Order) -> list[Finished]:
+        aborted = self._engine.abort(order.gone) if order.gone else []
+        if order.sampling is not None and order.requests:
+            self._engine.submit(order.requests, order.sampling)
+        return aborted + (self._engine.poll() if order.decode else [])

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dapo_mcore.observe.metrics import Ratio
-from dapo_mcore.rollout.engine import RolloutEngine, Sampling
-from dapo_mcore.rollout.groups import Grading, sample_groups
+from dapo_mcore.rollout.engine import Decoder, Sampling
+from dapo_mcore.rollout.grading import Grading
+from dapo_mcore.rollout.groups import sample_groups
 from dapo_mcore.types import FinishReason, Group, Prompt
 
 VALIDATION_VERSION = -1  # the same random numbers at every validation, none of which training uses
@@ -24,7 +25,7 @@ class Validation:
 class Validator:
     """Samples `n` responses per problem and, if asked, one greedy response. Runs on rank 0."""
 
-    engine: RolloutEngine
+    engine: Decoder
     prompts: Sequence[Prompt]
     grader: Grading
     sampling: Sampling

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch.distributed as dist
 
-from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
-from dapo_mcore.rollout import vllm_cpu
-from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.config import ModelConfig, RolloutConfig
+from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
 from dapo_mcore.rollout.rng import undisturbed_rng
 from dapo_mcore.rollout.vllm_env import prepare_environment
+from dapo_mcore.rollout.vllm_start import start
 from dapo_mcore.types import FinishReason, Response
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
-    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm import SamplingParams
 
     from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 
-DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
-WEIGHT_UPDATE = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
+SLICE = 8  # decoding steps of a poll
 
 
 class Tokenizer(Protocol):
@@ -36,6 +36,13 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    request: Request
+    sampling: Sampling
+    inner_name: str  # vLLM's own
 
 
 class VllmEngine:
@@ -81,34 +88,61 @@ class VllmEngine:
         self._stop_token_ids = sorted(end_of_sequence(Path(model.path), tokenizer))
         self._max_prompt_length = max_prompt_length
         self._max_response_length = max_response_length
+        self._max_num_seqs = rollout.max_num_seqs
         self._record_routes = record_routes
+        self._names = count()  # of requests: a key comes back after an abort, and vLLM must not mix the two up
+        self._running: dict[str, _Running] = {}
         self._is_guest = dist.is_initialized()
         with undisturbed_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # vLLM's dependencies warn of one another; what matters is raised
-            self._llm = _start(model, rollout, max_prompt_length + max_response_length, job, record_routes)
+            self._llm = start(model, rollout, max_prompt_length + max_response_length, job, record_routes)
         if self._is_guest:  # vLLM tears the torch.distributed world down with a discarded engine: keep it to the end
             atexit.register(self._llm.engine_core.shutdown)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
-        """Responses in the order of `requests`.
+    @property
+    def capacity(self) -> int:
+        """Responses decoded together."""
+        return self._max_num_seqs
+
+    def submit(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Queue `requests`.
 
         Raises:
             ValueError: a prompt or `sampling.max_tokens` is longer than the engine was built for.
         """
         self._refuse_overlong(requests, sampling)
         with undisturbed_rng():
-            for position, request in enumerate(requests):
-                prompt: Any = {"prompt_token_ids": list(request.prompt.token_ids)}
-                self._llm.add_request(str(position), prompt, self._params(request, sampling))
-            finished = {}
-            while self._llm.has_unfinished_requests():
-                finished |= {int(output.request_id): output for output in self._llm.step()}
-        outputs = [finished[position] for position in range(len(requests))]
-        routes = self._take_routes(outputs) if self._record_routes else [None] * len(outputs)
-        return [
-            self._response(output, chosen if sampling.routes else None)
-            for output, chosen in zip(outputs, routes, strict=True)
-        ]
+            for request in requests:
+                before = request.partial.token_ids if request.partial else ()
+                prompt: Any = {"prompt_token_ids": [*request.prompt.token_ids, *before]}
+                name = str(next(self._names))
+                params = self._params(request.seed, sampling, sampling.max_tokens - len(before))
+                inner = self._llm.add_request(name, prompt, params)
+                self._running[name] = _Running(request, sampling, inner)
+
+    def poll(self) -> list[Finished]:
+        """What finishes within `SLICE` decoding steps."""
+        outputs: list[Any] = []
+        with undisturbed_rng():
+            for _ in range(SLICE):
+                if self._llm.has_unfinished_requests():
+                    outputs += self._llm.step()
+        routes = self._take_routes(outputs)
+        return [self._finished(output, routes.get(output.request_id)) for output in outputs]
+
+    def abort(self, keys: Collection[Key]) -> list[Finished]:
+        """Forget these; what those that had begun have sampled so far."""
+        names = [name for name, running in self._running.items() if running.request.key in keys]
+        aborted = [self._aborted(self._running.pop(name)) for name in names]
+        self._llm.abort_request(names)
+        if self._records_itself:
+            self._llm.collective_rpc("take_routes", args=(names,))
+        return [finished for finished in aborted if finished.response.token_ids]
+
+    def clear(self) -> None:
+        """Forget everything in flight, after a failure."""
+        self._llm.abort_request(list(self._running))
+        self._running.clear()
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over `weights`, pairs of HF name and full tensor, and forget what was computed with the old ones.
@@ -173,16 +207,16 @@ class VllmEngine:
                     f"data.max_prompt_length={self._max_prompt_length}; filter or truncate it, or raise that"
                 )
 
-    def _params(self, request: Request, sampling: Sampling) -> SamplingParams:
+    def _params(self, seed: int, sampling: Sampling, max_tokens: int) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            seed=request.seed,
+            seed=seed,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
+            max_tokens=max_tokens,
             stop_token_ids=self._stop_token_ids,
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,  # one list instead of a dictionary per token
@@ -190,25 +224,55 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _take_routes(self, outputs: Sequence[Any]) -> list[NDArray[Any]]:
-        """Of each output [prompt + response - 1, layers, top_k]."""
+    @property
+    def _records_itself(self) -> bool:
+        """Whether this package records the routes: on a CPU vLLM does not."""
         from vllm.platforms import current_platform
 
-        if not current_platform.is_cpu():
-            return [output.outputs[0].routed_experts for output in outputs]
-        (recorded,) = self._llm.collective_rpc("take_routes")
-        return [recorded[output.request_id] for output in outputs]
+        return self._record_routes and current_platform.is_cpu()
 
-    def _response(self, output: Any, routes: NDArray[Any] | None) -> Response:
+    def _take_routes(self, outputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """Request -> [prompt + response - 1, layers, top_k], where they are recorded."""
+        if self._records_itself:
+            (recorded,) = self._llm.collective_rpc("take_routes", args=([output.request_id for output in outputs],))
+            return recorded
+        return {output.request_id: output.outputs[0].routed_experts for output in outputs if self._record_routes}
+
+    def _finished(self, output: Any, routes: NDArray[Any] | None) -> Finished:
+        running = self._running.pop(output.request_id)
         (sample,) = output.outputs
-        return Response(
-            token_ids=tuple(sample.token_ids),
-            logprobs=tuple(sample.logprobs.logprobs),
-            text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
-            finish_reason=FinishReason(sample.finish_reason),
-            version=self.version,
-            routes=routes,
-        )
+        reason = FinishReason(sample.finish_reason)
+        response = self._response(running.request, sample.token_ids, sample.logprobs.logprobs, reason)
+        return Finished(running.request, replace(response, routes=routes if running.sampling.routes else None))
+
+    def _aborted(self, running: _Running) -> Finished:
+        """Read from vLLM's state of a running request: an aborted one has no output."""
+        state = self._llm.output_processor.request_states[running.inner_name]
+        assert state.detokenizer is not None
+        assert state.logprobs_processor is not None
+        tokens: list[int] = state.detokenizer.output_token_ids
+        logprobs: Any = state.logprobs_processor.logprobs
+        response = self._response(running.request, tokens, logprobs.logprobs, FinishReason.ABORTED)
+        return Finished(running.request, response)
+
+    def _response(
+        self, request: Request, tokens: Sequence[int], logprobs: Sequence[float], reason: FinishReason
+    ) -> Response:
+        """All of it: behind what earlier weights have sampled, if the request continues that."""
+        sampled = Response(tuple(tokens), tuple(logprobs), "", reason, self.version)
+        whole = sampled if request.partial is None else continued(request.partial, sampled)
+        return replace(whole, text=self._tokenizer.decode(whole.token_ids, skip_special_tokens=True))
+
+
+def continued(partial: Response, rest: Response) -> Response:
+    """One response of two parts; the text is left out."""
+    return replace(
+        rest,
+        token_ids=partial.token_ids + rest.token_ids,
+        logprobs=partial.logprobs + rest.logprobs,
+        version=partial.version,
+        continued=(*partial.continued, (len(partial.token_ids), rest.version)),
+    )
 
 
 def end_of_sequence(model: Path, tokenizer: Tokenizer) -> set[int]:
@@ -217,59 +281,3 @@ def end_of_sequence(model: Path, tokenizer: Tokenizer) -> set[int]:
     found = [tokenizer.eos_token_id, *(json.loads(file.read_text()).get("eos_token_id") for file in files)]
     lists = [entry if isinstance(entry, list) else [entry] for entry in found if entry is not None]
     return {token for entries in lists for token in entries}
-
-
-def _start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str, record_routes: bool) -> LLMEngine:
-    """An engine in the torch.distributed world, if there is one, or in a world of its own."""
-    from vllm import EngineArgs
-    from vllm.platforms import current_platform
-
-    on_cpu = current_platform.is_cpu()
-    if on_cpu:
-        vllm_cpu.mend(job)
-    is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
-    if is_one_of_many:  # vLLM reads its place there; a launcher has set it
-        os.environ.setdefault("RANK", str(dist.get_rank()))
-        os.environ.setdefault("LOCAL_RANK", str(dist.get_rank()))
-    args = EngineArgs(
-        model=model.path,
-        skip_tokenizer_init=True,
-        dtype=DTYPES[model.dtype],
-        max_model_len=max_model_len,
-        tensor_parallel_size=rollout.tensor_model_parallel_size,
-        enable_expert_parallel=rollout.enable_expert_parallel,
-        distributed_executor_backend="external_launcher" if is_one_of_many else "uni",
-        kv_cache_memory_bytes=rollout.kv_cache_mb << 20,
-        gpu_memory_utilization=0.01,  # a start-up check of free memory and nothing else, the KV cache being given
-        enable_prefix_caching=not (on_cpu and record_routes),  # see RouteRecorder
-        enable_return_routed_experts=record_routes and not on_cpu,
-        # On a CPU a seeded request whose prompt is cut into chunks dies: "CPU Generator does not use offset".
-        enable_chunked_prefill=not on_cpu,
-        max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
-        max_num_seqs=rollout.max_num_seqs,
-        enforce_eager=on_cpu or rollout.enforce_eager,
-        enable_sleep_mode=not on_cpu,
-        logprobs_mode="processed_logprobs",  # under the distribution that was sampled
-        generation_config="vllm",  # sampling is said per request, not by a file of the model
-        worker_extension_cls=WEIGHT_UPDATE,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-    )
-    llm = _launch(args, rollout.kv_cache_mb)
-    if record_routes and on_cpu:
-        llm.collective_rpc("record_routes")
-    return llm
-
-
-def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:
-    from vllm import LLMEngine
-
-    try:
-        return LLMEngine.from_engine_args(args)
-    except ValueError as error:
-        if "kv cache" not in str(error).lower():
-            raise
-        raise ValueError(
-            f"rollout.kv_cache_mb={kv_cache_mb}: no KV cache for sequences of {args.max_model_len} tokens "
-            f"(data.max_prompt_length + data.max_response_length); set it to what fits. vLLM says: {error}"
-        ) from error

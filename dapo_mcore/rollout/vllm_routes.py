@@ -6,6 +6,7 @@ vLLM's own recording (`enable_return_routed_experts`) needs its second model run
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -35,10 +36,12 @@ class RouteRecorder:
         self._execute = model_runner.execute_model
         model_runner.execute_model = self._execute_recorded
 
-    def take(self) -> dict[str, NDArray[Any]]:
-        """Request id -> [tokens the model has read, layers, top_k]; 0 where a layer has no experts. Forgets them."""
-        pieces, self._pieces = self._pieces, defaultdict(list)
-        return {request: self._join(parts) for request, parts in pieces.items()}
+    def take(self, requests: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Request id -> [tokens the model has read, layers, top_k]; 0 where a layer has no experts. Forgets them.
+
+        A request that the model has not begun is left out.
+        """
+        return {request: self._join(self._pieces.pop(request)) for request in requests if request in self._pieces}
 
     def _join(self, parts: list[tuple[int, NDArray[Any]]]) -> NDArray[Any]:
         whole = np.zeros((max(start + len(rows) for start, rows in parts), *parts[0][1].shape[1:]), self._dtype)

@@ -59,9 +59,9 @@ class WeightUpdate:
         """Keep the experts of every token from here on (CPU)."""
         self.route_recorder = RouteRecorder(self.model_runner)
 
-    def take_routes(self) -> dict[str, Any]:
+    def take_routes(self, requests: list[str]) -> dict[str, Any]:
         """See `RouteRecorder.take`."""
-        return self.route_recorder.take()
+        return self.route_recorder.take(requests)
 
 
 def _incomplete_layers(model: nn.Module) -> set[str]:

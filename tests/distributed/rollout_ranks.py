@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dapo_mcore.rollout.colocated import ColocatedEngine
-from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.engine import Request, Sampling, generate
 from dapo_mcore.rollout.leader import lead
 from dapo_mcore.rollout.ranks import RolloutError
 from dapo_mcore.types import Response
@@ -20,7 +20,7 @@ Answers = dict[str, Any]
 
 def sample(engine: ColocatedEngine, requests: list[Request], sampling: Sampling) -> list[Response]:
     """One led phase: on every rank the leader's responses."""
-    return lead(lambda: engine.generate(requests, sampling), engine)
+    return lead(lambda: generate(engine, requests, sampling), engine)
 
 
 def error_of(action: Any) -> str:

@@ -14,7 +14,7 @@ from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.config import ActorConfig, MegatronConfig, OptimConfig
 from dapo_mcore.rollout.colocated import ColocatedEngine
-from dapo_mcore.rollout.engine import Request, Sampling, requests_for
+from dapo_mcore.rollout.engine import Request, Sampling, generate, requests_for
 from dapo_mcore.rollout.leader import lead
 from dapo_mcore.types import Response, TrainBatch
 from dapo_mcore.weights import save_hf
@@ -66,7 +66,7 @@ def run_case(case: Case, folder: Path) -> list[Said]:
     for step in range(STEPS + 1):
         engine.load(policy.weights(), policy.step)
         requests = requests_for(prompts(4), n=2, run_seed=3, version=step)
-        responses = lead(lambda: engine.generate(requests, Sampling(1.0, RESPONSE_LENGTH)), engine)  # noqa: B023
+        responses = lead(lambda: generate(engine, requests, Sampling(1.0, RESPONSE_LENGTH)), engine)  # noqa: B023
         batch = as_batch(requests, responses)
         export = folder / f"export_{dist.get_world_size()}"
         save_hf(policy.weights(), policy.hf_config, model.path, export)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dapo_mcore.rollout.colocated import ColocatedEngine
-from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.engine import Request, Sampling, generate
 from dapo_mcore.types import Response
 from tests.distributed.rollout_ranks import one_replica_over_all, replicas_and_failures
 from tests.e2e.tiny_policies import (
@@ -41,9 +41,9 @@ class Policies:
         self.folders = [folder / "first", folder / "second"]
         self.models = [save_policy(path, "qwen3_moe", seed) for seed, path in enumerate(self.folders)]
         engine = ColocatedEngine(model_config(self.folders[0]), rollout_config(), Letters(), **LENGTHS)
-        self.responses = [engine.generate(WANTED, SAMPLING)]
+        self.responses = [generate(engine, WANTED, SAMPLING)]
         engine.load(weights_in(self.folders[1]), 1)
-        self.responses.append(engine.generate(WANTED, SAMPLING))
+        self.responses.append(generate(engine, WANTED, SAMPLING))
         engine.follow()
         engine.release()
         engine.close()

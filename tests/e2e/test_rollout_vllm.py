@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dapo_mcore.config import Dtype
-from dapo_mcore.rollout.engine import Sampling
+from dapo_mcore.rollout.engine import Sampling, generate
 from dapo_mcore.rollout.vllm_engine import VllmEngine
 from tests.e2e.tiny_policies import (
     FAMILIES,
@@ -41,13 +41,13 @@ def test_logprobs_are_the_models_when_fresh_and_after_each_of_three_updates(fami
     folders, models = versions(tmp_path, family)
     wanted = requests(3, 2)
     with started(folders[0]) as engine:
-        responses = engine.generate(wanted, SAMPLING)
+        responses = generate(engine, wanted, SAMPLING)
         assert {response.version for response in responses} == {-1}
         assert logprob_error(models[0], wanted, responses) <= TOLERANCE
         for version in (1, 2, 3):
             assert logprob_error(models[version], wanted, responses) > WRONG, "the policies differ too little to tell"
             engine.load(weights_in(folders[version]), version)
-            responses = engine.generate(wanted, SAMPLING)
+            responses = generate(engine, wanted, SAMPLING)
             assert {response.version for response in responses} == {version}
             assert logprob_error(models[version], wanted, responses) <= TOLERANCE
 
@@ -66,11 +66,11 @@ def test_an_updated_engine_answers_bit_for_bit_like_a_fresh_one(family: str, dty
     wanted = requests(4, 3)
     with started(folders[0], dtype) as engine:
         for version in (1, 2, 3):
-            engine.generate(wanted, SAMPLING)  # fills the prefix cache
+            generate(engine, wanted, SAMPLING)  # fills the prefix cache
             engine.load(weights_in(folders[version]), version)
-        updated = engine.generate(wanted, SAMPLING)
+        updated = generate(engine, wanted, SAMPLING)
     with started(folders[3], dtype) as engine:
-        fresh = engine.generate(wanted, SAMPLING)
+        fresh = generate(engine, wanted, SAMPLING)
     assert [r.token_ids for r in updated] == [r.token_ids for r in fresh]
     assert [r.logprobs for r in updated] == [r.logprobs for r in fresh]
 
@@ -82,20 +82,20 @@ def test_vllms_own_reload_alone_would_keep_packed_weights(family: str, tmp_path:
     with started(folders[0]) as engine:
         engine._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights_in(folders[1])})
         assert engine._llm.reset_prefix_cache()
-        assert logprob_error(models[1], wanted, engine.generate(wanted, SAMPLING)) > WRONG
+        assert logprob_error(models[1], wanted, generate(engine, wanted, SAMPLING)) > WRONG
         engine.load(weights_in(folders[1]), 1)
-        assert logprob_error(models[1], wanted, engine.generate(wanted, SAMPLING)) <= TOLERANCE
+        assert logprob_error(models[1], wanted, generate(engine, wanted, SAMPLING)) <= TOLERANCE
 
 
 def test_an_update_that_kept_the_prefix_cache_would_show(tmp_path: Path) -> None:
     folders, models = versions(tmp_path, "qwen3_moe")
     wanted = requests(3, 1)
     with started(folders[0]) as engine:
-        engine.generate(wanted, SAMPLING)
+        generate(engine, wanted, SAMPLING)
         engine._llm.collective_rpc("update_weights_from", args=(weights_in(folders[1]),))
-        assert logprob_error(models[1], wanted, engine.generate(wanted, SAMPLING)) > WRONG
+        assert logprob_error(models[1], wanted, generate(engine, wanted, SAMPLING)) > WRONG
         engine.load(weights_in(folders[1]), 1)
-        assert logprob_error(models[1], wanted, engine.generate(wanted, SAMPLING)) <= TOLERANCE
+        assert logprob_error(models[1], wanted, generate(engine, wanted, SAMPLING)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,6 @@ def test_the_trainers_random_numbers_stay_as_they_are(tmp_path: Path) -> None:
     expected = draw()
     seed()
     with started(tmp_path) as engine:
-        engine.generate(requests(2, 2), SAMPLING)
+        generate(engine, requests(2, 2), SAMPLING)
         engine.load(weights_in(tmp_path), 1)
         assert draw() == expected

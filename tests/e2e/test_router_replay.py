@@ -17,7 +17,7 @@ from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.actor.routing import RouterReplayError
 from dapo_mcore.batch import make_batch
 from dapo_mcore.config import ActorConfig, AlgorithmConfig, DataConfig, Dtype, MegatronConfig, MoeConfig, RewardConfig
-from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.engine import Request, Sampling, generate
 from dapo_mcore.rollout.vllm_engine import VllmEngine
 from dapo_mcore.types import Group, Response, Sample, TrainBatch, Verdict
 from tests.e2e.tiny_policies import SIZES, Letters, model_config, requests, rollout_config
@@ -47,7 +47,7 @@ def rollout(folder: Path, dtype: Dtype, wanted: Sequence[Request]) -> list[Respo
     engine = VllmEngine(model_config(folder, dtype), rollout_config(max_num_seqs=8), Letters(),
                         max_prompt_length=PROMPT, max_response_length=RESPONSE, record_routes=True)  # fmt: skip
     try:
-        return engine.generate(wanted, SAMPLING)
+        return generate(engine, wanted, SAMPLING)
     finally:
         engine.close()
 

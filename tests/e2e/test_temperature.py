@@ -23,7 +23,7 @@ from dapo_mcore.config import (
     RefConfig,
     RewardConfig,
 )
-from dapo_mcore.rollout.engine import Sampling
+from dapo_mcore.rollout.engine import Sampling, generate
 from dapo_mcore.types import Group, Sample, TrainBatch, Verdict
 from tests.e2e.tiny_policies import RESPONSE_LENGTH, model_config, requests, save_policy, started
 
@@ -33,7 +33,7 @@ TEMPERATURE = 0.7
 def sampled(folder: Path) -> TrainBatch:
     wanted = requests(4, 2)
     with started(folder) as engine:
-        responses = engine.generate(wanted, Sampling(TEMPERATURE, RESPONSE_LENGTH))
+        responses = generate(engine, wanted, Sampling(TEMPERATURE, RESPONSE_LENGTH))
     scores = [1.0, -1.0] * (len(wanted) // 2)
     samples = [Sample(r, Verdict(0.0, score)) for r, score in zip(responses, scores, strict=True)]
     groups = [Group(wanted[i].prompt, tuple(samples[i : i + 2])) for i in range(0, len(wanted), 2)]

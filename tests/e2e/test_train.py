@@ -50,6 +50,13 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
     assert all(word in steps[1] for word in ("acc", "loss", "entropy", "update"))
 
 
+def test_engines_in_ray_actors_train_the_same_run(model, uninterrupted, tmp_path):
+    engines = ("rollout.backend=ray", "rollout.ray.num_engines=2")
+    result = train(model, tmp_path, f"trainer.total_training_steps={STEPS}", *engines)
+    assert result.returncode == 0, result.stderr
+    assert rows(tmp_path) == rows(uninterrupted[0])
+
+
 def test_a_killed_and_resumed_run_has_the_metrics_of_an_uninterrupted_one(model, uninterrupted, tmp_path):
     steps = f"trainer.total_training_steps={STEPS}"
     train_and_kill(model, tmp_path, steps, PROBE, when=lambda: 3 in rows(tmp_path))

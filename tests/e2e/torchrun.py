@@ -73,11 +73,12 @@ def train_and_kill(model: Path, out: Path, *overrides: str, when: Callable[[], b
 
 
 def rows(out: Path) -> dict[int, dict[str, Any]]:
-    """metrics.jsonl by step, without what a clock says."""
+    """metrics.jsonl by step, without what depends on the speed of things."""
     file = out / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     every = [json.loads(line) for line in lines]
-    return {row["step"]: {key: value for key, value in row.items() if not key.startswith("time/")} for row in every}
+    speed = ("time/", "sampler/")
+    return {row["step"]: {key: value for key, value in row.items() if not key.startswith(speed)} for row in every}
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:

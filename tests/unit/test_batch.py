@@ -132,9 +132,10 @@ def test_a_score_that_is_no_finite_number_is_refused_with_its_row(score):
         batch_of(group(4, (1,), sample((5,), score), sample((6,), 1.0)))
 
 
-def test_no_groups_are_refused():
-    with pytest.raises(ValueError, match=r"no groups to train on: .* algorithm\.filter_groups"):
-        batch_of()
+def test_no_groups_make_an_empty_batch_without_updates():
+    batch = shuffle(batch_of(), seed=0, step=1)
+    assert len(batch) == batch.num_loss_tokens == len(batch.token_ids) == 0
+    assert batch.split(8) == []
 
 
 def large_batch(responses: int = 40) -> TrainBatch:

@@ -124,9 +124,66 @@ ALGORITHM = [
 ]
 
 
+# overrides, what the message names
+FILTER = "algorithm.filter_groups"
+SAMPLING = [
+    (["data.gen_batch_size=3", f"{FILTER}.max_num_gen_batches=4"], r"max_num_gen_batches=4.*gen_batch_size=3.*=32"),
+    ([f"{FILTER}.max_dynamic_samples=8"], r"max_dynamic_samples=8.*rollout\.n=8.*0 to switch off"),
+    (
+        [f"{FILTER}.max_dynamic_samples=16", "rollout.n_schedule=[{until:0.5,value:16}]"],
+        r"max_dynamic_samples=16.*rollout\.n=16",
+    ),
+    ([f"{FILTER}.max_dynamic_samples=64", f"{FILTER}.enable=false"], r"max_dynamic_samples=64.*enable=false"),
+    ([f"{FILTER}.on_exhausted=carry_over"], r"on_exhausted=carry_over.*staleness=0.*staleness=1"),
+    (["rollout.staleness=1", "actor.old_logprobs=auto"], r"staleness=1.*earlier weights.*rollout_is=token"),
+    (["rollout.staleness=1", "actor.moe.router_replay=true"], r"staleness=1.*router_replay=true"),
+    (["rollout.staleness=-1"], r"rollout\.staleness=-1.*0 or more"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), SAMPLING)
+def test_options_of_dynamic_sampling_that_contradict_are_refused_with_the_way_out(models, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(load(models, *overrides), world_size=2)
+
+
+def test_stale_responses_are_allowed_where_something_corrects_them(models):
+    correction = ["actor.old_logprobs=auto", f"{CORRECTION}.rollout_is=token"]
+    for overrides in ([], correction, [f"{FILTER}.on_exhausted=carry_over", f"{FILTER}.max_dynamic_samples=64"]):
+        check(load(models, "rollout.staleness=1", *overrides), world_size=2)
+
+
 @pytest.mark.parametrize(("overrides", "message"), ALGORITHM)
 def test_options_of_the_algorithm_that_contradict_are_refused_with_the_way_out(models, overrides, message):
     with pytest.raises(ValueError, match=message):
+        check(load(models, *overrides), world_size=2)
+
+
+# overrides, what the message names
+RAY = "rollout.backend=ray"
+OVERLAP = [RAY, "trainer.loop=one_step_off", "actor.old_logprobs=auto", f"{CORRECTION}.rollout_is=token"]
+ENGINES = [
+    ([RAY, "rollout.tensor_model_parallel_size=2"], r"tensor_model_parallel_size=2.*num_engines"),
+    ([RAY, "rollout.ray.timeout_s=0"], r"rollout\.ray\.timeout_s=0.*above 0"),
+    ([RAY, "rollout.ray.max_replacements=-1"], r"max_replacements=-1.*0 or more"),
+    ([RAY, "rollout.ray.object_store_mb=64"], r"object_store_mb=64.*at least 75"),
+    ([RAY, "weights.push=direct"], r"weights\.push=direct.*set weights\.push=auto"),
+    ([RAY, "actor.megatron.grad_offload=true"], r"grad_offload=true.*rollout\.backend=ray"),
+    (["trainer.loop=one_step_off"], r"loop=one_step_off.*set rollout\.backend=ray"),
+    ([RAY, "trainer.loop=one_step_off"], r"loop=one_step_off.*set rollout_is=token"),
+    ([*OVERLAP, "actor.moe.router_replay=true"], r"loop=one_step_off.*switch the replay off"),
+    ([*OVERLAP, "rollout.staleness=1"], r"rollout\.staleness=1.*loop=one_step_off"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), ENGINES)
+def test_engines_and_loops_that_do_not_go_together_are_refused_with_the_way_out(models, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(load(models, *overrides), world_size=2)
+
+
+def test_both_loops_and_both_kinds_of_engines_pass_the_check(models):
+    for overrides in ([RAY], OVERLAP, ["rollout.ray.num_engines=2"]):
         check(load(models, *overrides), world_size=2)
 
 

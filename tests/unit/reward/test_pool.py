@@ -33,6 +33,30 @@ def test_verifiers_that_never_end_are_killed_and_the_pool_stays_as_large(grader,
     assert [v.accuracy for v in graded(pool, item, "right", "right", "right", "right")] == [1.0] * 4
 
 
+def test_responses_are_graded_while_others_come_in_and_a_slow_one_holds_none_up(grader, item):
+    pool = grader(num_workers=2, timeout_s=59.0)  # no other test shares the worker that hangs
+    for index, response in enumerate(["wait", "right", "wrong"]):
+        pool.submit((0, index), *item(response))
+    verdicts = dict(pool.poll(wait=True))
+    while len(verdicts) < 2:
+        verdicts |= pool.poll(wait=True)
+    assert {key: verdict.accuracy for key, verdict in verdicts.items()} == {(0, 1): 1.0, (0, 2): 0.0}
+    assert pool.poll(wait=False) == []
+    pool.abort({(0, 0)})
+    assert pool.poll(wait=True) == []  # nothing is outstanding
+
+
+def test_the_verdict_on_an_aborted_response_is_not_taken_for_that_of_its_successor(grader, item):
+    pool = grader(num_workers=1)
+    pool.submit((0, 0), *item("right"))
+    pool.submit((0, 1), *item("right"))
+    pool.abort({(0, 0), (0, 1)})
+    pool.submit((0, 0), *item("wrong"))
+    ((key, verdict),) = pool.poll(wait=True)
+    assert (key, verdict.accuracy) == ((0, 0), 0.0)
+    assert pool.poll(wait=True) == []
+
+
 @pytest.mark.parametrize(
     ("action", "detail"),
     [

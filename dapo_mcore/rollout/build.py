@@ -1,0 +1,52 @@
+"""The rollout engine that the options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dapo_mcore.config import RolloutBackend, RunConfig
+from dapo_mcore.rollout.colocated import ColocatedEngine
+from dapo_mcore.rollout.engine import RolloutEngine
+from dapo_mcore.rollout.vllm_engine import Tokenizer
+
+
+@contextmanager
+def rollout_engine(config: RunConfig, tokenizer: Tokenizer) -> Iterator[RolloutEngine]:
+    """Started, and ended with the block if it does not live in this process anyway. Collective.
+
+    Raises:
+        RolloutError: an engine did not start.
+    """
+    if config.rollout.backend is RolloutBackend.ray:
+        with _ray_pool(config, tokenizer) as pool:
+            yield pool
+    else:
+        yield ColocatedEngine(
+            config.model,
+            config.rollout,
+            tokenizer,
+            max_prompt_length=config.data.max_prompt_length,
+            max_response_length=config.data.max_response_length,
+            record_routes=config.actor.moe.router_replay,
+        )
+
+
+@contextmanager
+def _ray_pool(config: RunConfig, tokenizer: Tokenizer) -> Iterator[RolloutEngine]:
+    from dapo_mcore.rollout.ray_engine import EngineArguments  # Ray is loaded by the runs that use it
+    from dapo_mcore.rollout.ray_pool import RayPool
+
+    arguments = EngineArguments(
+        config.model,
+        config.rollout,
+        tokenizer,
+        config.data.max_prompt_length,
+        config.data.max_response_length,
+        record_routes=config.actor.moe.router_replay,
+    )
+    pool = RayPool(config.rollout.ray, arguments)
+    try:
+        yield pool
+    finally:
+        pool.close()

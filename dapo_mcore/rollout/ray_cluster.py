@@ -1,0 +1,53 @@
+"""The Ray cluster that engine actors live in."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import ray
+
+from dapo_mcore.config import RayConfig
+from dapo_mcore.platform import platform
+from dapo_mcore.rollout.ray_engine import EngineActor
+
+LOOPBACK = "127.0.0.1"
+
+
+def connect(options: RayConfig) -> None:
+    """Join the cluster at `options.address`, or start one for this process alone, at the loopback address.
+
+    Raises:
+        ValueError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if options.address:
+        try:
+            ray.init(address=options.address, log_to_driver=False)
+        except ConnectionError as error:
+            raise ValueError(
+                f"rollout.ray.address={options.address}: no Ray cluster answers there ({error}); start one with "
+                "`ray start --head`, or leave the option empty for a cluster of this run's own"
+            ) from None
+        return
+    ray.init(
+        address="local",
+        num_cpus=math.ceil(options.num_engines * options.cpus_per_engine),
+        object_store_memory=options.object_store_mb << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address=LOOPBACK,
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster; the engines of this run end with that, and so does a cluster of its own."""
+    ray.shutdown()
+
+
+def start_actor(options: RayConfig, devices: int) -> Any:
+    """An actor for an engine, which starts as soon as the cluster has room for it."""
+    actor: Any = ray.remote(EngineActor)
+    resources = platform().actor_resources(devices)
+    return actor.options(num_cpus=options.cpus_per_engine, max_restarts=0, **resources).remote()

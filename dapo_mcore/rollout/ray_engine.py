@@ -1,0 +1,73 @@
+"""One rollout engine in a Ray actor: what runs in the actor's process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import ray
+
+from dapo_mcore.config import ModelConfig, RolloutConfig
+from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
+from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
+from dapo_mcore.rollout.weight_channel import Meeting, receive
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    request: Request
+    sampling: Sampling
+
+    @property
+    def tokens(self) -> int:
+        """Upper bound of what is read and sampled for it."""
+        return len(self.request.prompt.token_ids) + self.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArguments:
+    """What an engine is built from."""
+
+    model: ModelConfig
+    rollout: RolloutConfig
+    tokenizer: Tokenizer
+    max_prompt_length: int
+    max_response_length: int
+    record_routes: bool
+
+
+class EngineActor:
+    """A `VllmEngine` behind Ray's calls, which are executed in the order of their arrival.
+
+    The engine lives in the actor's own process and decodes within `advance`, so that there is one thing to watch: a
+    process that is gone, a call that raises or one that does not return all mean that the engine is lost.
+    """
+
+    def build(self, arguments: EngineArguments) -> None:
+        """The first call. Raises ValueError as `VllmEngine` does."""
+        self._engine = VllmEngine(
+            arguments.model,
+            arguments.rollout,
+            arguments.tokenizer,
+            max_prompt_length=arguments.max_prompt_length,
+            max_response_length=arguments.max_response_length,
+            record_routes=arguments.record_routes,
+        )
+
+    def ping(self) -> None:
+        """Returns."""
+
+    def advance(self, tasks: Sequence[Task]) -> list[Finished]:
+        """Take `tasks` on, decode for a slice, and say what has finished since the last call."""
+        for sampling, same in itertools.groupby(tasks, lambda task: task.sampling):
+            self._engine.submit([task.request for task in same], sampling)
+        return self._engine.poll()
+
+    def abort(self, keys: Collection[Key]) -> list[Finished]:
+        """See `RolloutEngine.abort`."""
+        return self._engine.abort(keys)
+
+    def load(self, meeting: Meeting, rank: int, version: int) -> None:
+        """Take part in a push as receiver `rank`."""
+        self._engine.load(receive(meeting, rank, ray.util.get_node_ip_address()), version)

@@ -1,0 +1,79 @@
+"""Builds vLLM's engine from the options of a run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+import torch.distributed as dist
+
+from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
+from dapo_mcore.rollout import vllm_cpu
+
+if TYPE_CHECKING:
+    from vllm import EngineArgs, LLMEngine
+
+DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
+WEIGHT_UPDATE = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
+
+
+def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str, record_routes: bool) -> LLMEngine:
+    """An engine in the torch.distributed world, if there is one, or in a world of its own.
+
+    `max_model_len` is in tokens; `job` and `record_routes` as of `VllmEngine`. Call `prepare_environment` before.
+
+    Raises:
+        ValueError: rollout.kv_cache_mb cannot hold one sequence; or vLLM refused the model or an option.
+    """
+    from vllm import EngineArgs
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        vllm_cpu.mend(job)
+    is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
+    if is_one_of_many:  # vLLM reads its place there; a launcher has set it
+        os.environ.setdefault("RANK", str(dist.get_rank()))
+        os.environ.setdefault("LOCAL_RANK", str(dist.get_rank()))
+    args = EngineArgs(
+        model=model.path,
+        skip_tokenizer_init=True,
+        dtype=DTYPES[model.dtype],
+        max_model_len=max_model_len,
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
+        enable_expert_parallel=rollout.enable_expert_parallel,
+        distributed_executor_backend="external_launcher" if is_one_of_many else "uni",
+        kv_cache_memory_bytes=rollout.kv_cache_mb << 20,
+        gpu_memory_utilization=0.01,  # a start-up check of free memory and nothing else, the KV cache being given
+        enable_prefix_caching=not (on_cpu and record_routes),  # see RouteRecorder
+        enable_return_routed_experts=record_routes and not on_cpu,
+        # On a CPU a seeded request whose prompt is cut into chunks dies: "CPU Generator does not use offset".
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
+        max_num_seqs=rollout.max_num_seqs,
+        enforce_eager=on_cpu or rollout.enforce_eager,
+        enable_sleep_mode=not on_cpu,
+        logprobs_mode="processed_logprobs",  # under the distribution that was sampled
+        generation_config="vllm",  # sampling is said per request, not by a file of the model
+        worker_extension_cls=WEIGHT_UPDATE,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    llm = _launch(args, rollout.kv_cache_mb)
+    if record_routes and on_cpu:
+        llm.collective_rpc("record_routes")
+    return llm
+
+
+def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:
+    from vllm import LLMEngine
+
+    try:
+        return LLMEngine.from_engine_args(args)
+    except ValueError as error:
+        if "kv cache" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"rollout.kv_cache_mb={kv_cache_mb}: no KV cache for sequences of {args.max_model_len} tokens "
+            f"(data.max_prompt_length + data.max_response_length); set it to what fits. vLLM says: {error}"
+        ) from error
