@@ -140,12 +140,6 @@ class SimulatedEngine:
         self._dispatch()
         return []
 
-    def follow(self) -> None: ...
-
-    def release(self) -> None: ...
-
-    def sleep(self) -> None: ...
-
     def load(self, weights: object, version: int) -> None:
         self.version = version
         self.launched = set()

@@ -120,10 +120,6 @@ class HostileEngine:
             if self.draw.random() < 0.5  # some had begun
         ]
 
-    def follow(self) -> None: ...
-
-    def release(self) -> None: ...
-
     def load(self, weights: object, version: int) -> None:
         assert not self.waiting, "weights change under requests in flight"
         self.version = version

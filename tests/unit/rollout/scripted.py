@@ -36,10 +36,6 @@ class ScriptedEngine:
         tokens = tuple(range(len(text)))
         return Response(tokens, tuple(-0.5 for _ in tokens), text, FinishReason.STOP, self.version)
 
-    def follow(self) -> None: ...
-
-    def release(self) -> None: ...
-
     def load(self, weights: Iterable[object], version: int) -> None:
         self.version = version
 
