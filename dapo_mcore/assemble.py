@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from dapo_mcore import dapo, dapo_one_step_off
 from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.actor.reference import Reference, build_reference
 from dapo_mcore.batch import make_batch, shuffle, with_kl_in_rewards
 from dapo_mcore.checkpoint.store import CheckpointStore
-from dapo_mcore.config import Loop, ResumeMode, RunConfig
+from dapo_mcore.config import ResumeMode, RunConfig
 from dapo_mcore.dapo import Run
 from dapo_mcore.desk import Desk, open_desk
 from dapo_mcore.end_of_step import EndOfStep
 from dapo_mcore.handover import Handover
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
+from dapo_mcore.orders import ORDERS
 from dapo_mcore.prompts import load_tokenizer
-from dapo_mcore.rollout.ahead import SamplingAhead
 from dapo_mcore.rollout.build import rollout_engine
-from dapo_mcore.rollout.collected import Collected
 from dapo_mcore.rollout.engine import RolloutEngine
 from dapo_mcore.rollout.leader import is_leader, lead
 from dapo_mcore.rollout.validation import Validation
@@ -161,45 +159,6 @@ def _connect(
         finish_step=end.finish,
     )
     return partial(order.train, run), end
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """When a loop samples, as seen from its other parts."""
-
-    train: Callable[[Run], None]
-    collect_groups: Callable[[int], Collected]
-    end_sampling: Callable[[], None]  # until nothing is sampled: the engine is the caller's
-    run_state: Callable[[], Mapping[str, Any]]  # of rank 0
-
-
-def _in_turn(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns: Turns) -> Order:
-    """Sampling and training alternate."""
-    return Order(
-        train=dapo.train,
-        collect_groups=turns.of_engine(lambda step: lead(desk and desk.driver(engine, step).collect, engine)),
-        end_sampling=lambda: None,
-        run_state=desk.state if desk else dict,
-    )
-
-
-def _one_step_off(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns: Turns) -> Order:
-    """A step's groups are sampled during the step before."""
-    ahead = SamplingAhead(
-        engine,
-        config.trainer.total_training_steps,
-        collect=lambda step: cast(Desk, desk).driver(engine, step).collect(),
-        run_state=lambda: cast(Desk, desk).state(),
-    )
-    return Order(
-        train=partial(dapo_one_step_off.train, sample_ahead=ahead.start),
-        collect_groups=lambda _: ahead.take(),
-        end_sampling=ahead.wait,
-        run_state=ahead.state,
-    )
-
-
-ORDERS = {Loop.dapo: _in_turn, Loop.one_step_off: _one_step_off}
 
 
 def _build_log(config: RunConfig, first_step: int) -> Sink:
