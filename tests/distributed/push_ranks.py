@@ -17,7 +17,7 @@ from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.config import ActorConfig, DataConfig, MegatronConfig, OptimConfig, RolloutConfig, RunConfig
 from dapo_mcore.handover import plan_push, probe
 from dapo_mcore.rollout.colocated import ColocatedEngine
-from dapo_mcore.rollout.engine import Request, Sampling
+from dapo_mcore.rollout.engine import Request, Sampling, generate
 from dapo_mcore.rollout.leader import lead
 from dapo_mcore.rollout.ranks import RolloutError
 from dapo_mcore.types import Response, TrainBatch
@@ -58,7 +58,7 @@ def batch(seed: int) -> TrainBatch:
 
 
 def sample(engine: ColocatedEngine, requests: list[Request], sampling: Sampling) -> list[Response]:
-    return lead(lambda: engine.generate(requests, sampling), engine)
+    return lead(lambda: generate(engine, requests, sampling), engine)
 
 
 def actor_of(folder: Path, megatron: MegatronConfig) -> Actor:
