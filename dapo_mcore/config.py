@@ -198,7 +198,9 @@ class RolloutBackend(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class RayConfig:
-    """The engines of rollout.backend=ray. Each takes an accelerator where the trainer has any."""
+    """The engines of rollout.backend=ray. Each takes rollout.tensor_model_parallel_size accelerators of one machine,
+    where the trainer has any.
+    """
 
     address: str = ""  # of a running cluster, or auto; empty: a cluster of this run's own, on this machine alone
     num_engines: int = 1
@@ -219,9 +221,9 @@ class RolloutConfig:
     temperature_schedule: list[TemperatureStage] = field(default_factory=list)  # stages before temperature
     top_p: float = 1.0  # fixed: another value would sample from a distribution the loss does not know
     top_k: int = -1  # fixed, likewise
-    tensor_model_parallel_size: int = 1  # consecutive ranks that share one engine
-    enable_expert_parallel: bool = False  # spread whole experts over those ranks instead of cutting each
-    kv_cache_mb: int = 4096  # MiB per rank; always explicit
+    tensor_model_parallel_size: int = 1  # devices of one engine; colocated: of so many consecutive ranks
+    enable_expert_parallel: bool = False  # spread whole experts over those devices instead of cutting each
+    kv_cache_mb: int = 4096  # MiB per device; always explicit
     staleness: int = 0  # steps that responses sampled ahead may wait to be trained on; 0: exact DAPO, they are dropped
     max_num_seqs: int = 256  # sequences decoded together per engine
     max_num_batched_tokens: int = 8192

@@ -26,10 +26,6 @@ def _check_ray(config: RunConfig) -> None:
     if options.object_store_mb < SMALLEST_STORE_MB:
         refuse("rollout.ray.object_store_mb", options.object_store_mb, "too small for Ray",
                f"use at least {SMALLEST_STORE_MB}")  # fmt: skip
-    if config.rollout.tensor_model_parallel_size > 1:
-        refuse("rollout.tensor_model_parallel_size", config.rollout.tensor_model_parallel_size,
-               "an engine of rollout.backend=ray is one process", "use 1 and more rollout.ray.num_engines, or "
-               "rollout.backend=colocated")  # fmt: skip
     if config.weights.push is PushMode.direct:
         refuse("weights.push", "direct", "engines of rollout.backend=ray are other processes",
                "set weights.push=auto, or rollout.backend=colocated")  # fmt: skip

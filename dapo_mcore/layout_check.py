@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dapo_mcore.config import MegatronConfig, RolloutConfig
+from dapo_mcore.config import MegatronConfig, RolloutBackend, RolloutConfig
 from dapo_mcore.refuse import refuse
 
 TENSOR = "actor.megatron.tensor_model_parallel_size"
@@ -32,7 +32,7 @@ def check_world(megatron: MegatronConfig, rollout: RolloutConfig, world_size: in
         stages = f" times pipeline_model_parallel_size={pp}" if pp > 1 else ""
         refuse(EXPERT, ep, f"times expert_tensor_parallel_size={etp}{stages} does not divide the {world_size} "
                "processes", f"start a multiple of {ep * etp * pp} processes")  # fmt: skip
-    if world_size % rollout.tensor_model_parallel_size:
+    if rollout.backend is RolloutBackend.colocated and world_size % rollout.tensor_model_parallel_size:
         refuse("rollout.tensor_model_parallel_size", rollout.tensor_model_parallel_size,
                f"does not divide the {world_size} processes", "each engine takes that many ranks")  # fmt: skip
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from dapo_mcore.config import RayConfig
 from dapo_mcore.platform import platform
@@ -31,6 +32,8 @@ def connect(options: RayConfig) -> None:
                 "`ray start --head`, or leave the option empty for a cluster of this run's own"
             ) from None
         return
+    # Else Ray replaces a loopback address by one of the machine's, and its daemons listen on all of them.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
         num_cpus=math.ceil(options.num_engines * options.cpus_per_engine),
@@ -47,7 +50,7 @@ def disconnect() -> None:
 
 
 def start_actor(options: RayConfig, devices: int) -> Any:
-    """An actor for an engine, which starts as soon as the cluster has room for it."""
+    """An actor for an engine over so many devices, which starts as soon as a machine of the cluster has them free."""
     actor: Any = ray.remote(EngineActor)
     resources = platform().actor_resources(devices)
     return actor.options(num_cpus=options.cpus_per_engine, max_restarts=0, **resources).remote()

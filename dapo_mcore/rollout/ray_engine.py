@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
+from threading import Thread
 
 import ray
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
 from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
 from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
-from dapo_mcore.rollout.weight_channel import Meeting, receive
+from dapo_mcore.rollout.weight_channel import Meeting
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class EngineActor:
             max_response_length=arguments.max_response_length,
             record_routes=arguments.record_routes,
         )
+        if workers := [process.sentinel for process in multiprocessing.active_children()]:
+            Thread(target=_end_with_first_of, args=(workers,), daemon=True).start()
 
     def ping(self) -> None:
         """Returns."""
@@ -68,6 +74,12 @@ class EngineActor:
         """See `RolloutEngine.abort`."""
         return self._engine.abort(keys)
 
-    def load(self, meeting: Meeting, rank: int, version: int) -> None:
-        """Take part in a push as receiver `rank`."""
-        self._engine.load(receive(meeting, rank, ray.util.get_node_ip_address()), version)
+    def load(self, meeting: Meeting, first_rank: int, version: int) -> None:
+        """Take part in a push as receivers `first_rank` and up."""
+        self._engine.receive(meeting, first_rank, ray.util.get_node_ip_address(), version)
+
+
+def _end_with_first_of(workers: Sequence[int]) -> None:
+    """Wait for the first of these processes (sentinels) that ends, and end this one; the others end with it."""
+    connection.wait(workers)
+    os._exit(1)

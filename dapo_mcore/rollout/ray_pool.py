@@ -122,10 +122,11 @@ class RayPool:
         """As `wake`."""
 
     def close(self) -> None:
-        """End the engines, and the cluster if it is this run's own."""
-        if self._leads:
+        """End the engines, and the cluster if it is this run's own. A second time does nothing."""
+        if self._members:
             for member in self._members:
                 ray.kill(member.actor)
+            self._members.clear()
             ray_cluster.disconnect()
 
     @property
@@ -211,8 +212,12 @@ class RayPool:
             return
         timeout_s = self._options.timeout_s
         host = ray.util.get_node_ip_address()
-        sender = Sender(self._weights, receivers=len(present), host=host, timeout_s=timeout_s)
-        calls = [member.actor.load.remote(sender.meeting, rank, version) for rank, member in enumerate(present, 1)]
+        workers = self._arguments.rollout.tensor_model_parallel_size  # of an engine
+        sender = Sender(self._weights, receivers=len(present) * workers, host=host, timeout_s=timeout_s)
+        calls = [
+            member.actor.load.remote(sender.meeting, 1 + place * workers, version)
+            for place, member in enumerate(present)
+        ]
         with contextlib.suppress(RuntimeError):  # of gloo, when one went away: the calls tell which
             sender.send()
         for member, call in zip(present, calls, strict=True):

@@ -18,12 +18,12 @@ def mend(job: str) -> None:
     Args:
         job: shared by the ranks of this run and used by no other run on the host.
     """
-    _route_experts_to_their_owners()
+    send_experts_to_their_owners()
     _name_shared_memory_after(job)
 
 
 @functools.cache  # applied twice it would take local experts for global ones
-def _route_experts_to_their_owners() -> None:
+def send_experts_to_their_owners() -> None:
     """The CPU experts ignore `expert_map`: with expert parallelism a global expert number indexes past the local
     weights (segmentation fault). Other ranks' experts run here as local expert 0 with weight 0; the all-reduce that
     follows adds the owners' parts.

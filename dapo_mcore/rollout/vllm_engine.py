@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
+    from dapo_mcore.rollout.weight_channel import Meeting
 
 SLICE = 8  # decoding steps of a poll
 
@@ -49,7 +50,8 @@ class VllmEngine:
     """An in-process vLLM engine whose weights are replaced between generations.
 
     With `rollout.tensor_model_parallel_size` above 1 this is one of so many consecutive ranks of the torch.distributed
-    world; all of them make the same calls with the same arguments.
+    world; all of them make the same calls with the same arguments. Where there is no world, vLLM has so many worker
+    processes of its own, which take new weights by `receive` alone and end with this process.
 
     Every request brings its own seed, so that its response does not depend on the other requests. The reported
     log-probabilities are those of the distribution that was sampled: after temperature, top-p and top-k; greedy
@@ -153,22 +155,33 @@ class VllmEngine:
             ValueError: a weight is missing.
             RuntimeError: the prefix cache was in use.
         """
-        self._update("update_weights_from", weights, version)
+        self._update("update_weights_from", version, weights)
+
+    def receive(self, meeting: Meeting, first_rank: int, host: str, version: int) -> None:
+        """Take part in a push with receivers `first_rank` and up, one per worker; otherwise as `load`.
+
+        Args:
+            meeting: as the sender has made it.
+            first_rank: of the `rollout.tensor_model_parallel_size` ranks of this engine.
+            host: address of this machine to be reached at.
+            version: of the weights.
+        """
+        self._update("receive_weights", version, meeting, first_rank, host)
 
     def write(self, push: Callable[[RuntimeWeights], None], version: int) -> None:
         """Let `push` write the weights where they lie; otherwise as `load`."""
-        self._update("write_weights", push, version)
+        self._update("write_weights", version, push)
 
     def examine(self, question: Callable[[RuntimeWeights], str]) -> str:
         """The answer to a question about the parameters that `write` would write to."""
         (answer,) = self._llm.collective_rpc("examine_weights", args=(question,))
         return answer
 
-    def _update(self, method: str, argument: Any, version: int) -> None:
+    def _update(self, method: str, version: int, *arguments: Any) -> None:
         if self._llm.is_sleeping():
             self._llm.wake_up(["weights"])
         with undisturbed_rng():
-            self._llm.collective_rpc(method, args=(argument,))
+            self._llm.collective_rpc(method, args=arguments)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
         self.version = version
@@ -234,7 +247,8 @@ class VllmEngine:
     def _take_routes(self, outputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
         """Request -> [prompt + response - 1, layers, top_k], where they are recorded."""
         if self._records_itself:
-            (recorded,) = self._llm.collective_rpc("take_routes", args=([output.request_id for output in outputs],))
+            names = [output.request_id for output in outputs]
+            recorded, *_ = self._llm.collective_rpc("take_routes", args=(names,))  # alike in all workers
             return recorded
         return {output.request_id: output.outputs[0].routed_experts for output in outputs if self._record_routes}
 

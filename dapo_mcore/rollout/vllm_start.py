@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from vllm import EngineArgs, LLMEngine
 
 DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
-WEIGHT_UPDATE = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
+WORKER = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
+WORKER_PROCESS = "dapo_mcore.rollout.vllm_worker_process.WeightUpdate"
 
 
 def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str, record_routes: bool) -> LLMEngine:
@@ -35,6 +36,10 @@ def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: s
     if is_one_of_many:  # vLLM reads its place there; a launcher has set it
         os.environ.setdefault("RANK", str(dist.get_rank()))
         os.environ.setdefault("LOCAL_RANK", str(dist.get_rank()))
+    has_processes = rollout.tensor_model_parallel_size > 1 and not is_one_of_many
+    if has_processes:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
+    in_process = "external_launcher" if is_one_of_many else "uni"
     args = EngineArgs(
         model=model.path,
         skip_tokenizer_init=True,
@@ -42,7 +47,7 @@ def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: s
         max_model_len=max_model_len,
         tensor_parallel_size=rollout.tensor_model_parallel_size,
         enable_expert_parallel=rollout.enable_expert_parallel,
-        distributed_executor_backend="external_launcher" if is_one_of_many else "uni",
+        distributed_executor_backend="mp" if has_processes else in_process,
         kv_cache_memory_bytes=rollout.kv_cache_mb << 20,
         gpu_memory_utilization=0.01,  # a start-up check of free memory and nothing else, the KV cache being given
         enable_prefix_caching=not (on_cpu and record_routes),  # see RouteRecorder
@@ -55,7 +60,7 @@ def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: s
         enable_sleep_mode=not on_cpu,
         logprobs_mode="processed_logprobs",  # under the distribution that was sampled
         generation_config="vllm",  # sampling is said per request, not by a file of the model
-        worker_extension_cls=WEIGHT_UPDATE,
+        worker_extension_cls=WORKER_PROCESS if has_processes else WORKER,
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -15,6 +16,7 @@ from vllm.platforms import current_platform
 from dapo_mcore.rollout import vllm_cpu
 from dapo_mcore.rollout.vllm_routes import RouteRecorder
 from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
+from dapo_mcore.rollout.weight_channel import Meeting, receive
 
 
 class WeightUpdate:
@@ -45,6 +47,11 @@ class WeightUpdate:
             finalize_layerwise_reload(model, self.vllm_config.model_config)
             if current_platform.is_cpu():
                 vllm_cpu.after_reload(model)
+
+    def receive_weights(self, meeting: Meeting, first_rank: int, host: str) -> None:
+        """`update_weights_from` a push. The engine's workers are its receivers from `first_rank` on; see `receive`."""
+        rank = first_rank + get_tensor_model_parallel_rank()
+        self.update_weights_from(receive(meeting, rank, host))
 
     def write_weights(self, push: Callable[[RuntimeWeights], None]) -> None:
         """Let `push` write every parameter of the model in the layout in which vLLM loads it."""

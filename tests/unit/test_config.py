@@ -163,7 +163,6 @@ def test_options_of_the_algorithm_that_contradict_are_refused_with_the_way_out(m
 RAY = "rollout.backend=ray"
 OVERLAP = [RAY, "trainer.loop=one_step_off", "actor.old_logprobs=auto", f"{CORRECTION}.rollout_is=token"]
 ENGINES = [
-    ([RAY, "rollout.tensor_model_parallel_size=2"], r"tensor_model_parallel_size=2.*num_engines"),
     ([RAY, "rollout.ray.timeout_s=0"], r"rollout\.ray\.timeout_s=0.*above 0"),
     ([RAY, "rollout.ray.max_replacements=-1"], r"max_replacements=-1.*0 or more"),
     ([RAY, "rollout.ray.object_store_mb=64"], r"object_store_mb=64.*at least 75"),
@@ -183,7 +182,7 @@ def test_engines_and_loops_that_do_not_go_together_are_refused_with_the_way_out(
 
 
 def test_both_loops_and_both_kinds_of_engines_pass_the_check(models):
-    for overrides in ([RAY], OVERLAP, ["rollout.ray.num_engines=2"]):
+    for overrides in ([RAY], OVERLAP, ["rollout.ray.num_engines=2"], [RAY, "rollout.tensor_model_parallel_size=4"]):
         check(load(models, *overrides), world_size=2)
 
 
