@@ -73,5 +73,17 @@ def after_reload(model: nn.Module) -> None:
         module.quant_method.process_weights_after_loading(module)  # type: ignore[operator,union-attr]
 
 
+def packing(layer: nn.Module) -> str:
+    """The class of vLLM's that multiplies with a layer's packed weights; for a linear layer packed otherwise than by
+    oneDNN, the function that does. Processors with AMX, ZenDNN or Arm kernels pack otherwise, and some convert biases.
+    """
+    if (kernel := getattr(layer.quant_method, "moe_kernel", None)) is not None:
+        experts = kernel.fused_experts
+        return "zentorch" if experts._use_zentorch else type(experts).__name__
+    multiply: Any = getattr(layer, "cpu_linear", None)
+    held = [type(cell.cell_contents).__name__ for cell in getattr(multiply, "__closure__", None) or ()]
+    return held[0] if len(held) == 1 else getattr(multiply, "__qualname__", "nothing")
+
+
 def _with_method(model: nn.Module, name: str) -> list[nn.Module]:
     return [module for module in model.modules() if type(getattr(module, "quant_method", None)).__name__ == name]

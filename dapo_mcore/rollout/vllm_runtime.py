@@ -14,6 +14,7 @@ from dapo_mcore.rollout import vllm_cpu
 
 # What is done to these after loading is nothing (CUDA) or known (CPU).
 KNOWN_METHODS = {"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "UnquantizedFusedMoEMethod"}
+KNOWN_PACKINGS = {"CPUDNNLGEMMHandler", "CPUUnquantizedExperts"}  # on a CPU: oneDNN's, and experts without AMX
 REPACKED = {"UnquantizedLinearMethod", "UnquantizedFusedMoEMethod"}  # on a CPU, where these drop what they packed
 PLAIN_EXPERTS = "TRITON"  # the one backend on CUDA that multiplies with [gate; up] and down as they are loaded
 
@@ -41,9 +42,13 @@ class RuntimeWeights:
             return f"the engine holds parameters as {' and '.join(sorted(dtypes))}"
         for name, module in self.model.named_modules():
             kind = _method(module)
-            if any(True for _ in module.parameters(recurse=False)) and kind not in {"", *KNOWN_METHODS}:
+            if not kind or not any(True for _ in module.parameters(recurse=False)):
+                continue
+            if kind not in KNOWN_METHODS:
                 return f"{name} holds its weights as {kind} does"
-            backend = getattr(getattr(module, "quant_method", None), "unquantized_backend", None)
+            if current_platform.is_cpu() and (packing := vllm_cpu.packing(module)) not in KNOWN_PACKINGS:
+                return f"{name} holds its weights packed for {packing}, a layout that is not known"
+            backend = getattr(module.quant_method, "unquantized_backend", None)
             if backend is not None and current_platform.is_cuda() and backend.name != PLAIN_EXPERTS:
                 return f"{name} runs on {backend.name}, whose layout of experts is private; use the Triton backend"
         return ""
@@ -69,12 +74,13 @@ class RuntimeWeights:
 
     def open(self, name: str) -> Tensor:
         """Where to write the parameter `name`, every element that is not padding. KeyError if there is none."""
+        if name in self._staged:
+            return self._staged[name]
         parameter = self._parameters[name].data
         if not self._is_repacked(name):
             return parameter
-        if name not in self._staged:
-            loaded = self._as_loaded(name)
-            self._staged[name] = torch.zeros(loaded.shape, dtype=loaded.dtype, device=parameter.device)
+        loaded = self._as_loaded(name)
+        self._staged[name] = torch.zeros(loaded.shape, dtype=loaded.dtype, device=parameter.device)
         return self._staged[name]
 
     def close(self, names: Iterable[str]) -> None:

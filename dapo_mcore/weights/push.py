@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -113,11 +114,13 @@ class Push:
         for position, home in enumerate(homes(self._chunks, self._hf_config, groups)):
             first = groups.expert.rank() * len(home.shards) if home.parameter.experts else -1
             tensors |= {(position, first + local): shard for local, shard in enumerate(home.shards)}
-        self._sources = {
-            number: rectangle(tensors[piece.parameter, piece.expert], piece.mcore_at, piece.shape)
-            for number, piece in enumerate(self._pieces)
-            if piece.source == self._rank
-        }
+        read: dict[tuple[Any, ...], Tensor] = {}  # the same for all ranks that get it
+        for number, piece in enumerate(self._pieces):
+            if piece.source == self._rank:
+                place = piece.parameter, piece.expert, piece.mcore_at, piece.shape
+                if place not in read:
+                    read[place] = rectangle(tensors[place[:2]], piece.mcore_at, piece.shape)
+                self._sources[number] = read[place]
         self._addresses = addresses
 
     def _forget_moved(self, runtime: RuntimeWeights) -> None:
@@ -133,7 +136,7 @@ class Push:
         for peer, numbers in round_.sends.items():
             sources = [self._sources[number] for number in numbers]
             torch._foreach_copy_(self._slots(outgoing[peer], numbers), sources)
-            attestation.sent(numbers, sources)
+            attestation.sent(zip(numbers, sources, strict=True))
         operations = [dist.P2POp(dist.isend, bucket, peer) for peer, bucket in outgoing.items()]
         operations += [dist.P2POp(dist.irecv, bucket, peer) for peer, bucket in incoming.items()]
         for request in dist.batch_isend_irecv(operations) if operations else ():
@@ -143,12 +146,14 @@ class Push:
 
     def _complete(self, layer: LayerOfEngine, runtime: RuntimeWeights, attestation: Attestation) -> None:
         """Copy what stays on this rank, and let the engine take the layer over."""
+        slots = self._expert_slots(chain(layer.copies, layer.received), runtime)
         for numbers in self._batches(layer.copies, runtime):
-            sources = [self._sources[number] for number in numbers]
-            torch._foreach_copy_(self._written(numbers, runtime), sources)
-            attestation.sent(numbers, sources)
-            self._attest_received(numbers, runtime, attestation)
-        self._attest_received(layer.received, runtime, attestation)
+            sources, written = [self._sources[number] for number in numbers], self._written(numbers, runtime)
+            torch._foreach_copy_(written, sources)
+            attestation.sent(zip(numbers, sources, strict=True))
+            attestation.received(self._found(numbers, written, slots, runtime))
+        written = self._written(layer.received, runtime)
+        attestation.received(self._found(layer.received, written, slots, runtime))
         runtime.close(layer.names)
 
     def _batches(self, numbers: Sequence[int], runtime: RuntimeWeights) -> Iterator[list[int]]:
@@ -166,10 +171,6 @@ class Push:
                 batch, size = [], 0
         if batch:
             yield batch
-
-    def _attest_received(self, numbers: Sequence[int], runtime: RuntimeWeights, attestation: Attestation) -> None:
-        found = self._found(numbers, runtime)
-        attestation.received(list(found), list(found.values()))
 
     def _bucket(self, numbers: Sequence[int]) -> Tensor:
         size = sum(self._pieces[number].size for number in numbers)
@@ -190,19 +191,23 @@ class Push:
                 self._kept[number] = self._target(number, self._slot(number), runtime)
         return [self._kept[number] for number in numbers]
 
-    def _found(self, numbers: Sequence[int], runtime: RuntimeWeights) -> dict[int, Tensor]:
-        """The pieces where the engine looks for them: experts by its own map, whatever the plan holds of it."""
+    def _expert_slots(self, numbers: Iterable[int], runtime: RuntimeWeights) -> dict[int, list[int]]:
+        """For the parameters of the pieces that the engine has a map of experts for."""
         positions = {self._pieces[number].parameter for number in numbers}
         targets = {position: self._targets[position] for position in positions if self._targets[position].experts}
         maps = {position: runtime.expert_slots(target.name) for position, target in targets.items()}
-        found: dict[int, Tensor] = {}
-        for number, written in zip(numbers, self._written(numbers, runtime), strict=True):
+        return {position: slots for position, slots in maps.items() if slots is not None}
+
+    def _found(
+        self, numbers: Sequence[int], written: Sequence[Tensor], slots: Mapping[int, list[int]], runtime: RuntimeWeights
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The pieces where the engine looks for them: experts by its own map, whatever the plan holds of it."""
+        for number, there in zip(numbers, written, strict=True):
             piece = self._pieces[number]
-            slots = maps.get(piece.parameter)
-            slot = self._slot(number) if slots is None else slots[piece.expert]
+            planned = self._slot(number)
+            slot = slots[piece.parameter][piece.expert] if piece.parameter in slots else planned
             if slot >= 0:
-                found[number] = written if slot == self._slot(number) else self._target(number, slot, runtime)
-        return found
+                yield number, there if slot == planned else self._target(number, slot, runtime)
 
     def _slot(self, number: int) -> int:
         """Where the plan puts an expert among those of its rank; 0 for what is no expert's."""

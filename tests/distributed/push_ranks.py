@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,18 @@ from torch import Tensor
 
 from dapo_mcore.actor import parallel
 from dapo_mcore.actor.actor import Actor, build_actor
-from dapo_mcore.config import ActorConfig, DataConfig, MegatronConfig, OptimConfig, RolloutConfig, RunConfig
-from dapo_mcore.handover import plan_push, probe
+from dapo_mcore.config import (
+    ActorConfig,
+    Attest,
+    DataConfig,
+    MegatronConfig,
+    OptimConfig,
+    PushMode,
+    RolloutConfig,
+    RunConfig,
+    WeightsConfig,
+)
+from dapo_mcore.handover import Handover, plan_push, probe
 from dapo_mcore.rollout.colocated import ColocatedEngine
 from dapo_mcore.rollout.engine import Request, Sampling, generate
 from dapo_mcore.rollout.leader import lead
@@ -36,6 +48,7 @@ class Case:
     family: str  # of tiny_policies
     megatron: dict[str, Any]  # short names of layouts
     rollout: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)  # of the model, others than tiny_policies has
 
     @property
     def rollout_config(self) -> RolloutConfig:
@@ -103,7 +116,7 @@ def one_after_another(
 def error_of(action: Any) -> str:
     try:
         action()
-    except (RolloutError, AttestationError) as error:
+    except (RolloutError, AttestationError, ValueError) as error:
         return str(error)
     return ""
 
@@ -155,7 +168,34 @@ def faults_and_leaks(case: Case, folder: Path) -> dict[str, Any]:
     for _ in range(20):
         engine.write(push, 3)
         resident.append(psutil.Process().memory_info().rss)
-    return answers | {"resident": resident}
+    return answers | {"resident": resident, **chosen_ways(case, policy, engine)}
+
+
+def chosen_ways(case: Case, policy: Actor, engine: ColocatedEngine) -> dict[str, Any]:
+    """What a handover says to a bound that no probe keeps, and to an engine that packs one layer in a private way."""
+    layer = "model.layers.1.self_attn.o_proj"
+
+    def repack(runtime: Any) -> str:
+        runtime.model.get_submodule(layer).cpu_linear = torch.nn.functional.linear  # as where oneDNN refuses a layer
+        return ""
+
+    def handover(**weights: Any) -> Handover:
+        actor = ActorConfig(megatron=megatron_config(**case.megatron))
+        options = {"actor": actor, "rollout": case.rollout_config, "data": DataConfig(**LENGTHS)}
+        return Handover(RunConfig(weights=WeightsConfig(**weights), **options), policy, engine)
+
+    answers: dict[str, Any] = {"unlike": error_of(handover(attest=Attest.full, max_probe_gap=1e-12).push)}
+    engine.examine(repack)
+    answers["direct"] = error_of(lambda: handover(push=PushMode.direct))
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        fallen_back = handover(attest=Attest.full, max_probe_gap=1e-4)
+    answers["auto"] = printed.getvalue()
+    engine.write(lambda _: None, policy.step + 1)  # so that it is not up to date
+    fallen_back.push()
+    answers["reloaded"] = engine.version, fallen_back.metrics()["weights/probe_gap"].value
+    answers["packed anew"] = error_of(lambda: handover(push=PushMode.direct))
+    return answers
 
 
 def stale_expert_map(case: Case, folder: Path, requests: list[Request], sampling: Sampling) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ONE_ENGINE = {
 TWO_ENGINES = {
     "tensor parallel to replicas": Case(ODD, {"tp": 2, "sp": True, "etp": 1}),
     "stages to replicas": Case(ODD, {"pp": 2}),
+    "interleaved chunks of stages to replicas": Case("qwen3", {"pp": 2, "vpp": 2}, sizes={"num_hidden_layers": 4}),
 }
 EXPERTS = Case("qwen3_moe", {"ep": 2}, {**TP2, "enable_expert_parallel": True})
 FOUR_RANKS = {"stages of tensor parallel ranks to two engines": Case("qwen2 tied", {"tp": 2, "pp": 2}, TP2)}
@@ -32,7 +33,7 @@ FOUR_RANKS = {"stages of tensor parallel ranks to two engines": Case("qwen2 tied
 
 def saved(folder: Path, cases: dict[str, Case]) -> Path:
     for name, case in cases.items():
-        save_policy(folder / name, case.family, 0)
+        save_policy(folder / name, case.family, 0, **case.sizes)
     return folder
 
 
@@ -67,10 +68,23 @@ def test_whole_experts_stay_where_they_are_and_a_stale_expert_map_is_named(tmp_p
         assert answers["mended"] == ""
 
 
+def assert_ways_are_refused_and_chosen(answers: dict[str, Any], leads: bool) -> None:
+    assert "above weights.max_probe_gap=1e-12" in answers["unlike"]
+    reason = "model.layers.1.self_attn.o_proj holds its weights packed for linear, a layout that is not known"
+    assert "weights.push=direct" in answers["direct"]
+    assert reason in answers["direct"]
+    assert "set weights.push=auto or reload" in answers["direct"]
+    assert answers["auto"] == (f"weights are pushed through the engine's loader: {reason}\n" if leads else "")
+    version, gap = answers["reloaded"]
+    assert version == 0
+    assert gap < 1e-4
+    assert answers["packed anew"] == "", "the loader has packed the layer in the known way again"
+
+
 def test_what_goes_wrong_on_the_way_is_named_and_twenty_pushes_leave_nothing_behind(tmp_path: Path) -> None:
     case = TWO_ENGINES["stages to replicas"]
     folder = saved(tmp_path, {"model": case}) / "model"
-    for answers in spawn(faults_and_leaks, 2, case, folder):
+    for rank, answers in enumerate(spawn(faults_and_leaks, 2, case, folder)):
         assert "embed_tokens.weight: of 7680 elements from rank 0" in answers["byte"]
         assert "rank 1 has 7680" in answers["byte"]
         assert "layers.0.input_layernorm.weight: of 64 elements from rank 0" in answers["tensor"]
@@ -80,5 +94,6 @@ def test_what_goes_wrong_on_the_way_is_named_and_twenty_pushes_leave_nothing_beh
         assert answers["gap exchanged"] > 0.05
         assert answers["whole"] == ""
         assert answers["gap"] < 1e-4
+        assert_ways_are_refused_and_chosen(answers, leads=rank == 0)
         resident = answers["resident"]
         assert resident[-1] - resident[3] < 2 << 20

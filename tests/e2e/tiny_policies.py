@@ -55,10 +55,10 @@ class Letters:
         return "".join(chr(0x100 + token) for token in token_ids if not (skip_special_tokens and token == EOS))
 
 
-def save_policy(folder: Path, family: str, seed: int) -> transformers.PreTrainedModel:
-    """A float32 model in `folder`, far enough from uniform logits that wrong weights show."""
+def save_policy(folder: Path, family: str, seed: int, **sizes: Any) -> transformers.PreTrainedModel:
+    """A float32 model in `folder`, far enough from uniform logits that wrong weights show; `sizes` replace SIZES."""
     kind, options = FAMILIES[family]
-    config = getattr(transformers, f"{kind}Config")(**SIZES, **options)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options, **sizes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, f"{kind}ForCausalLM")(config)

@@ -59,9 +59,9 @@ class Trust:
 
     def __init__(self, sizes: Any) -> None: ...
 
-    def sent(self, indices: Any, rectangles: Any) -> None: ...
+    def sent(self, rectangles: Any) -> None: ...
 
-    def received(self, indices: Any, rectangles: Any) -> None: ...
+    def received(self, rectangles: Any) -> None: ...
 
     def faults(self) -> list[Any]:
         return []
@@ -77,7 +77,7 @@ def save_model(name: str, folder: Path) -> None:
 
 
 def measure(folder: Path, repeat: int) -> dict[str, float]:
-    """Seconds, each the fastest of several; runs in a process of its own, as a rank of a world of one."""
+    """Seconds, each the fastest of `repeat`; runs in a process of its own, as a rank of a world of one."""
     from dapo_mcore.actor import parallel
     from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
     from dapo_mcore.config import Dtype, MegatronConfig, ModelConfig, RolloutConfig
@@ -97,33 +97,40 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
     push = plan_push(megatron, rollout, hf, chunks, bucket_mb=256)
     parameters = [parameter.data for chunk in chunks for parameter in chunk.parameters()]
     copies = [torch.empty_like(parameter) for parameter in parameters]
-    found = {"gb": sum(parameter.nbytes for parameter in parameters) / 1e9}
-    found["copy"] = fastest(lambda: torch._foreach_copy_(copies, parameters), repeat)
-    found["push"] = fastest(lambda: engine.write(push, 1), repeat)
-    with mock.patch("dapo_mcore.weights.push.Attestation", Trust):
-        found["attest"] = found["push"] - fastest(lambda: engine.write(push, 1), repeat)
-    found["reload"] = fastest(lambda: engine.load(hf_weights(chunks, hf), 2), repeat)
+    gb = sum(parameter.nbytes for parameter in parameters) / 1e9
+
+    def trusting() -> None:
+        with mock.patch("dapo_mcore.weights.push.Attestation", Trust):
+            engine.write(push, 1)
+
+    def load(runtime: Any) -> None:
+        runtime.model.load_weights(hf_weights(chunks, hf))
+
+    calls: dict[str, Callable[[], object]] = {
+        "copy": lambda: torch._foreach_copy_(copies, parameters),
+        "push": lambda: engine.write(push, 1),
+        "trusting": trusting,
+        "reload": lambda: engine.load(hf_weights(chunks, hf), 2),
+    }
     if platform().device.type != "cpu":
-
-        def load(runtime: Any) -> None:
-            runtime.model.load_weights(hf_weights(chunks, hf))
-
-        found["load_weights"] = fastest(lambda: engine.write(load, 3), repeat)
-    return found
+        calls["load_weights"] = lambda: engine.write(load, 3)
+    found = fastest(calls, repeat)
+    return {"gb": gb, "attest": found["push"] - found.pop("trusting")} | found
 
 
-def fastest(call: Callable[[], object], repeat: int) -> float:
-    """Seconds of one call, after one that is not counted."""
+def fastest(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Seconds of each call, after one that is not counted. They take turns, so that what else runs meets all alike."""
     from dapo_mcore.platform import platform
 
-    seconds = []
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeat + 1):
-        platform().synchronize()
-        start = time.perf_counter()
-        call()
-        platform().synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+        for name, call in calls.items():
+            platform().synchronize()
+            start = time.perf_counter()
+            call()
+            platform().synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: min(measured[1:]) for name, measured in seconds.items()}
 
 
 def report(name: str, found: dict[str, float]) -> str:

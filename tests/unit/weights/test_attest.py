@@ -56,10 +56,10 @@ def test_every_changed_byte_and_every_exchange_of_rows_changes_it():
 def test_a_tally_names_what_changed_on_the_way_and_what_never_came():
     pieces = [matrix(4, 8, torch.float32), matrix(3, 5, torch.bfloat16), matrix(2, 2, torch.float32)]
     tally = Attestation(torch.tensor([32, 15, 4]))
-    tally.sent([0, 1, 2], pieces)
+    tally.sent(enumerate(pieces))
     arrived = pieces[0].clone()
     arrived[3, 7] += 1
-    tally.received([0, 2], [arrived, pieces[2].clone()])
+    tally.received([(0, arrived), (2, pieces[2].clone())])
     changed, absent = tally.faults()
     assert (changed.index, changed.received, changed.checksums[0]) == (0, 32, int(checksum(pieces[0])))
     assert (absent.index, absent.received, absent.checksums[1]) == (1, 0, 0)
@@ -68,6 +68,15 @@ def test_a_tally_names_what_changed_on_the_way_and_what_never_came():
 def test_what_nobody_sent_and_nobody_received_is_a_fault_and_what_arrived_is_none():
     piece = torch.zeros(4, 8)  # its checksum is that of nothing
     tally = Attestation(torch.tensor([32, 32]))
-    tally.sent([0], [piece])
-    tally.received([0], [piece])
+    tally.sent([(0, piece)])
+    tally.received([(0, piece)])
+    assert [fault.index for fault in tally.faults()] == [1]
+
+
+def test_of_one_rectangle_sent_to_several_ranks_the_one_that_changed_is_named():
+    piece, changed = matrix(4, 8, torch.bfloat16), matrix(4, 8, torch.bfloat16)
+    changed[2, 3] += 1
+    tally = Attestation(torch.tensor([32, 32, 32]))
+    tally.sent((index, piece) for index in range(3))
+    tally.received([(0, piece.clone()), (1, changed), (2, piece.clone())])
     assert [fault.index for fault in tally.faults()] == [1]
