@@ -126,9 +126,9 @@ class Fill:
         passes = self.passes(group.close())
         if not passes and group.is_whole and group.size < self.max_samples:
             group.size = min(group.size + self.group_size, self.max_samples)
-            group.age = ELDEST
         elif passes or group.is_whole:
             self.verdicts[group.prompt.uid] = passes
+            self._is_outdated = True
             self._read_on()
 
     def _read_on(self) -> None:
@@ -157,4 +157,5 @@ class Fill:
         if position in self.verdicts:
             return float(self.verdicts[position])
         group = self.groups[position]
-        return chance(group.rate, self.alike.share(len(group.samples), age))
+        has_grown = group.size > self.group_size
+        return chance(group.rate, self.alike.share(len(group.samples), ELDEST if has_grown else age))

@@ -24,6 +24,7 @@ class Wave:
     seed_of: Callable[[Key], int]
     left: dict[Key, Response] = field(default_factory=dict)  # not graded when they were given up; cut or whole
     from_bank: int = 0  # groups that an earlier step has sampled and graded
+    given_up: int = 0  # groups that were begun and, before it was certain which are committed, turned out too many
 
     def advance(self) -> None:
         """Begin what may be needed, sample and grade for a while, give up what is needed no longer."""
@@ -47,6 +48,7 @@ class Wave:
     def _give_up(self) -> None:
         """Abort what turns out to be more than enough."""
         if groups := self.fill.give_up():
+            self.given_up += len(groups)
             self.to_bank(groups, self._abort_from(self.fill.next_position))
 
     def _abort_from(self, position: int) -> dict[Key, Response]:

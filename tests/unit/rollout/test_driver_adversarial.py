@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapo_mcore.config import OnExhausted
+from dapo_mcore.rollout.collected import tokens_of
 from dapo_mcore.rollout.leader import StopRun
 from tests.unit.rollout.hostile import World, judge, read_sequentially
 from tests.unit.rollout.machine import RUN_SEED, Machine, plans, survived, worlds
@@ -74,6 +75,10 @@ def test_the_driver_gives_up_groups_in_mid_step_that_it_has_to_begin_again():
     for schedule in range(20):
         machine = Machine(World(schedule, 0.3), schedule, plan)
         for step in range(STEPS):
-            machine.collect(step)
+            collected = machine.collect(step)
+            effort = {name: metric.total for name, metric in collected.effort.items()}
+            assert 3 * effort["sampler/groups_submitted"] == len(machine.engine.submitted)
+            unused = effort["sampler/generated_tokens"] - tokens_of(collected.considered)
+            assert effort["sampler/wasted_fraction"] == unused
             again += len(machine.engine.submitted) - len(set(machine.engine.submitted))
     assert again > 0
