@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, when called as a file
+
 from dapo_mcore.train import load_config
 from tools.ablation_figure import draw, read_rows
 from tools.tiny import arithmetic

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, when called as a file
+
 from dapo_mcore.actor.parallel import init_process_group
 from dapo_mcore.config import Dtype
 from tools.certificate.cases import TOLERANCE, Case, all_cases, cases_of, write_models, write_truths

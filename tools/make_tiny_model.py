@@ -23,6 +23,8 @@ from typing import Any
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, when called as a file
+
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.actor.parallel import destroy_model_parallel, init_model_parallel, init_process_group
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig

@@ -21,8 +21,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, when called as a file
 
 from tools.simulation.engine import Cost
 from tools.simulation.measure import STRATEGIES, Figures, Setting, measure

@@ -110,14 +110,12 @@ class Driver:
         """The groups to train on, their prompts consumed: none while they wait for a later step."""
         fill = wave.fill
         groups = tuple(fill.groups[position].close() for position in fill.accepted)
-        wave.to_bank(fill.surplus)
+        wave.to_bank(fill.surplus, wave.left)
         if len(groups) < self.wanted and not self._trains_on(groups):
-            wave.to_bank(fill.groups.values())
+            wave.to_bank(fill.groups.values(), {})
             self._refuse_to_starve(groups, fill.considered)
             return ()
-        self.pass_rate.learn(fill.considered)
-        decided_after = [fill.decided_after[position] for position in fill.accepted]
-        self.pass_rate.learn_order(max(self.group_size, self.max_samples), decided_after)
+        self.pass_rate.learn(fill.considered, self.group_size)
         self.prompts.commit(fill.cursor)
         return groups
 

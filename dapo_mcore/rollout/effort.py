@@ -37,11 +37,11 @@ class Effort:
         wave, fill = self.wave, self.wave.fill
         whole = [group.close() for group in fill.groups.values() if group.is_whole]
         counts = {
-            "groups_submitted": len(fill.groups),
+            "groups_submitted": len(fill.groups) + wave.given_up,
             "groups_passed": sum(fill.verdicts.values()),
             "groups_all_right": sum(_all(group, 1.0) for group in whole),
             "groups_all_wrong": sum(_all(group, 0.0) for group in whole),
-            "groups_aborted": sum(not group.is_whole for group in fill.surplus),
+            "groups_aborted": sum(not group.is_whole for group in fill.surplus) + wave.given_up,
             "groups_banked": wave.bank.num_groups,
             "groups_from_bank": wave.from_bank,
             "groups_expired": wave.bank.expired_groups,

@@ -6,11 +6,12 @@ A sequential reading of Algorithm 1 would sample one prompt after the other unti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from dapo_mcore.algo.groups import commit_in_order
-from dapo_mcore.rollout.pass_rate import Outlook, chance
+from dapo_mcore.rollout.pass_rate import ALL_BUT_CERTAIN, ELDEST, Alike, Outlook, age_at, chance
 from dapo_mcore.types import Group, Prompt, Sample
 
 
@@ -22,6 +23,7 @@ class OpenGroup:
     size: int  # responses asked for
     rate: float  # chance that it passes, before its first response
     samples: dict[int, Sample] = field(default_factory=dict)  # graded, by index
+    age: int = 0  # of the longest of them
 
     @property
     def is_whole(self) -> bool:
@@ -45,15 +47,15 @@ class Fill:
     group_size: int
     max_samples: int  # a group without variance grows, by group_size, up to so many responses
     passes: Callable[[Group], bool]
-    alike: Sequence[float]  # [k]: share of the passing groups whose first k responses have the same accuracy
+    alike: Alike
     groups: dict[int, OpenGroup] = field(default_factory=dict)  # by position, without gaps from `start` on
     verdicts: dict[int, bool] = field(default_factory=dict)  # position -> whether its group passes, once certain
-    decided_after: dict[int, int] = field(default_factory=dict)  # position -> responses graded when it passed
     accepted: list[int] = field(default_factory=list)  # positions certain to be committed, ascending
     cursor: int = field(init=False)  # first position that is not certain to be read
     _spent: int = 0
-    _passed: int = 0
-    _outlook: Outlook = field(default_factory=Outlook)  # of the undecided groups
+    _outlook: Outlook = field(default_factory=Outlook)  # of the groups from the cursor on
+    _is_outdated: bool = False  # that is
+    _needless: int = 0  # of them, the last so many are needed for nothing, all but certainly
 
     def __post_init__(self) -> None:
         self.cursor = self.start
@@ -86,27 +88,37 @@ class Fill:
 
     def wants_more(self) -> bool:
         """Whether to begin the next prompt: those begun may not fill the batch (90 % is enough)."""
-        return self._spent < self.budget and not self._outlook.suffices(self.wanted - self._passed)
+        self._look_ahead()
+        return self._spent < self.budget and not self._outlook.suffices(self.wanted - len(self.accepted))
+
+    def give_up(self) -> list[OpenGroup]:
+        """Return the last prompts begun, unless they may still be needed (1 %); they can be begun again."""
+        self._look_ahead()
+        positions = range(self.next_position - self._needless, self.next_position)
+        self._spent -= len(positions)
+        for position in positions:
+            self.verdicts.pop(position, None)
+        self._is_outdated = bool(positions)
+        return [self.groups.pop(position) for position in positions]
 
     def begin(self, prompt: Prompt, rate: float, free: bool = False) -> range:
         """Open the group of the prompt at `next_position`; the indices to sample."""
         assert prompt.uid == self.next_position
         self.groups[prompt.uid] = group = OpenGroup(prompt, self.group_size, rate)
         self._spent += not free
-        self._outlook.add(self._chance(group))
+        self._outlook.add(rate)
+        self._needless = 0
         self._decide(group)
         return range(group.size)
 
     def record(self, position: int, index: int, sample: Sample) -> range:
         """Take in a graded response; the indices to sample beyond those asked for so far."""
         group, before = self.groups[position], self.groups[position].size
-        if position in self.verdicts:
-            group.samples[index] = sample
-            return range(0)
-        self._outlook.remove(self._chance(group))
         group.samples[index] = sample
-        self._outlook.add(self._chance(group))
-        self._decide(group)
+        group.age = max(group.age, age_at(len(sample.response.token_ids)))
+        self._is_outdated = True
+        if position not in self.verdicts:
+            self._decide(group)
         return range(before, group.size)
 
     def _decide(self, group: OpenGroup) -> None:
@@ -115,11 +127,8 @@ class Fill:
         if not passes and group.is_whole and group.size < self.max_samples:
             group.size = min(group.size + self.group_size, self.max_samples)
         elif passes or group.is_whole:
-            self._outlook.remove(self._chance(group))
             self.verdicts[group.prompt.uid] = passes
-            if passes:
-                self.decided_after[group.prompt.uid] = len(group.samples)
-            self._passed += passes
+            self._is_outdated = True
             self._read_on()
 
     def _read_on(self) -> None:
@@ -127,6 +136,26 @@ class Fill:
         self.accepted += commit.accepted
         self.cursor = commit.cursor
 
-    def _chance(self, group: OpenGroup) -> float:
-        """That the group passes, while it is undecided: all of its responses look alike."""
-        return chance(group.rate, self.alike[len(group.samples)])
+    def _look_ahead(self) -> None:
+        """How many of the groups from the cursor on will pass, and how many of them are enough."""
+        if not self._is_outdated:
+            return
+        self._outlook, self._needless, self._is_outdated = Outlook(), 0, False
+        missing = self.wanted - len(self.accepted)
+        for position, age in self._ages():
+            self._needless += self._outlook.suffices(missing, ALL_BUT_CERTAIN)
+            self._outlook.add(self._chance(position, age))
+
+    def _ages(self) -> list[tuple[int, int]]:
+        """How long the groups from the cursor on have been sampled for: as long as any that was begun later."""
+        positions = range(self.next_position - 1, self.cursor - 1, -1)
+        ages = accumulate((self.groups[position].age for position in positions), max)
+        return list(zip(positions, ages, strict=True))[::-1]
+
+    def _chance(self, position: int, age: int) -> float:
+        """That a group passes; while it is undecided all of its responses look alike."""
+        if position in self.verdicts:
+            return float(self.verdicts[position])
+        group = self.groups[position]
+        has_grown = group.size > self.group_size
+        return chance(group.rate, self.alike.share(len(group.samples), ELDEST if has_grown else age))

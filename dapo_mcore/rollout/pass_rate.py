@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, TypeVar
 
-from dapo_mcore.algo.groups import graded_accuracies, passes_filter
-from dapo_mcore.types import Group
+from dapo_mcore.algo.groups import graded_accuracies, is_mixed, passes_filter
+from dapo_mcore.types import Group, Outcome
 
 PRIOR = 2.0  # passing and failing groups that were not seen: Beta(2, 2)
 MEMORY = 0.8  # share of the evidence that a step leaves to the next one: the policy moves
-CONFIDENCE = 1.2816  # standard deviations below the mean that 0.9 of a normal distribution lie above
+LIKELY, ALL_BUT_CERTAIN = 1.2816, 2.3263  # standard deviations below the mean: 0.9 and 0.99 of a normal lie above
+AGES_PER_OCTAVE = 16
+ELDEST = 1 << 20  # age of a group that all of its responses leave undecided
 UNSEEN = 0
 
 Seen = TypeVar("Seen")
@@ -28,8 +32,7 @@ class PassRate:
     passed: dict[int, float] = field(default_factory=dict)  # difficulty -> groups, faded
     failed: dict[int, float] = field(default_factory=dict)
     difficulties: dict[int, int] = field(default_factory=dict)  # row -> how hard it was when last met
-    # (size, responses graded when the first differed) -> groups that passed, faded
-    decided: dict[tuple[int, int], float] = field(default_factory=dict)
+    revealed: dict[int, float] = field(default_factory=dict)  # age when it showed -> groups that passed, faded
 
     def of(self, row: int) -> float:
         """Probability, in (0, 1), that the group of a data-set row passes."""
@@ -41,44 +44,33 @@ class PassRate:
         passed, failed = sum(self.passed.values()), sum(self.failed.values())
         return (PRIOR + passed) / (2 * PRIOR + passed + failed)
 
-    def alike(self, size: int) -> list[float]:
-        """Of groups of `size` that pass, the share whose first k graded responses are alike, for k = 0 .. size.
+    def alike(self, size: int) -> Alike:
+        """Of groups of `size` that pass, how many look as if they did not, from age to age."""
+        return Alike(size, sorted(self.revealed.items()))
 
-        Seen, not derived: responses finish in no random order, since right and wrong ones differ in length. Before any
-        group was seen the order is taken for random, and every number of right responses for equally likely:
-        2 (size - k) / ((k + 1) (size - 1)).
+    def learn(self, groups: Iterable[Group], size: int) -> None:
+        """Take a step's groups in: those read in prompt order, since the ones decided first are a biased sample.
+
+        `size` is what a group has before it grows.
         """
-        if size < 2:
-            return [1.0] * (size + 1)
-        seen = [self.decided.get((size, k), 0.0) for k in range(size + 1)]
-        prior = [1.0, *(2 * (size - k) / ((k + 1) * (size - 1)) for k in range(1, size + 1))]
-        return [(PRIOR * p + sum(seen[k + 1 :])) / (PRIOR + sum(seen)) for k, p in enumerate(prior)]
-
-    def learn(self, groups: Iterable[Group]) -> None:
-        """Take a step's groups in: those read in prompt order, since the ones decided first are a biased sample."""
-        self.passed, self.failed = _faded(self.passed), _faded(self.failed)
+        self.passed, self.failed, self.revealed = _faded(self.passed), _faded(self.failed), _faded(self.revealed)
         for group in groups:
-            counts = self.passed if passes_filter(group) else self.failed
+            passes = passes_filter(group)
+            counts = self.passed if passes else self.failed
             before = self.difficulties.get(group.prompt.row, UNSEEN)
             counts[before] = counts.get(before, 0.0) + 1
             self.difficulties[group.prompt.row] = difficulty(group)
-
-    def learn_order(self, size: int, decided_after: Iterable[int]) -> None:
-        """Take in after how many graded responses a step's passing groups of `size` were seen to pass."""
-        self.decided = _faded(self.decided)
-        for number in decided_after:
-            self.decided[size, number] = self.decided.get((size, number), 0.0) + 1
+            if passes:
+                age = age_at(revealing_length(group, size))
+                self.revealed[age] = self.revealed.get(age, 0.0) + 1
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        counts = {name: list(getattr(self, name).items()) for name in ("passed", "failed", "difficulties")}
-        return counts | {"decided": [[*key, count] for key, count in self.decided.items()]}
+        return {name: list(getattr(self, name).items()) for name in self.__slots__}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.passed, self.failed, self.difficulties = (
-            dict(map(tuple, state[name])) for name in ("passed", "failed", "difficulties")
-        )
-        self.decided = {(size, number): count for size, number, count in state["decided"]}
+        for name in self.__slots__:
+            setattr(self, name, dict(map(tuple, state[name])))
 
     def _mean(self, difficulty: int) -> float:
         passed, failed = self.passed.get(difficulty, 0.0), self.failed.get(difficulty, 0.0)
@@ -95,6 +87,50 @@ def difficulty(group: Group) -> int:
     accuracies = graded_accuracies(group)
     mean = sum(accuracies) / max(len(accuracies), 1)
     return 1 if mean <= 0 else 5 if mean >= 1 else 2 + min(int(mean * 3), 2)
+
+
+def revealing_length(group: Group, size: int) -> float:
+    """Tokens after which a passing group shows it: those of its first `size` responses that are no longer differ.
+
+    Infinity when only further responses show it.
+    """
+    graded = sorted(
+        (len(sample.response.token_ids), sample.verdict.accuracy)
+        for sample in group.samples[:size]
+        if sample.verdict.outcome is Outcome.GRADED
+    )
+    return next((length for length, accuracy in graded if is_mixed([graded[0][1], accuracy])), math.inf)
+
+
+def age_at(length: float) -> int:
+    """Counts lengths in steps of a sixteenth of an octave."""
+    return ELDEST if length == math.inf else round(AGES_PER_OCTAVE * math.log2(max(length, 1)))
+
+
+class Alike:
+    """Of the groups that pass, the share whose graded responses are all alike so far.
+
+    It is a function of how long a group's responses have been sampled for, not of how many of them are done: groups of
+    which many are done early are short ones, and pass less often or more often than others.
+    """
+
+    def __init__(self, size: int, revealed: Sequence[tuple[int, float]]) -> None:
+        """`revealed`: ages, ascending, and how many passing groups had two different responses from there on."""
+        self._size = size
+        self._ages = [age for age, _ in revealed]
+        self._later = list(accumulate((number for _, number in reversed(revealed)), initial=0.0))[::-1]
+
+    def share(self, graded: int, age: int) -> float:
+        """At `age`, with so many responses graded.
+
+        Before any group was seen right and wrong responses are taken to be equally long, and every number of right
+        ones for equally likely: 2 (size - k) / ((k + 1) (size - 1)) with k graded.
+        """
+        if self._size < 2:
+            return 1.0
+        prior = min(1.0, 2 * (self._size - graded) / ((graded + 1) * (self._size - 1)))
+        later = self._later[bisect_right(self._ages, age)]
+        return (PRIOR * prior + later) / (PRIOR + self._later[0])
 
 
 def chance(rate: float, alike: float) -> float:
@@ -117,14 +153,10 @@ class Outlook:
         self.mean += probability
         self.variance += probability * (1 - probability)
 
-    def remove(self, probability: float) -> None:
-        self.mean -= probability
-        self.variance -= probability * (1 - probability)
-
-    def suffices(self, missing: int) -> bool:
-        """Whether at least `missing` pass with a probability of about 0.9: normal quantile, continuity-corrected.
+    def suffices(self, missing: int, deviations: float = LIKELY) -> bool:
+        """Whether at least `missing` pass, likely: normal quantile, continuity-corrected.
 
         The spread of the posterior itself is not paid for in advance: the rate shows long before the last group is
         done, and what lacks is begun then.
         """
-        return missing <= 0 or self.mean - CONFIDENCE * math.sqrt(max(self.variance, 0.0)) >= missing - 0.5
+        return missing <= 0 or self.mean - deviations * math.sqrt(self.variance) >= missing - 0.5

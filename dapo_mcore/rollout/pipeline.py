@@ -46,10 +46,11 @@ class Pipeline:
 
     def abort(self, keys: Collection[Key]) -> dict[Key, Response]:
         """Give up on these; what there is of their responses, cut or whole."""
-        sampling = [key for key in keys if self.requests.pop(key, None) is not None]
+        sampling = {key: request for key in keys if (request := self.requests.pop(key, None)) is not None}
         left = {key: response for key in keys if (response := self.responses.pop(key, None)) is not None}
         self.grader.abort(left.keys())
-        for finished in self.engine.abort(sampling) if sampling else []:
+        left |= {key: request.partial for key, request in sampling.items() if request.partial is not None}
+        for finished in self.engine.abort(list(sampling)) if sampling else []:
             self._count(finished.request, finished.response)
             left[finished.request.key] = finished.response
         self.aborted_responses += len(sampling)

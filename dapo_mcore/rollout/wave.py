@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dapo_mcore.rollout.bank import Bank, Banked
@@ -24,6 +24,7 @@ class Wave:
     seed_of: Callable[[Key], int]
     left: dict[Key, Response] = field(default_factory=dict)  # not graded when they were given up; cut or whole
     from_bank: int = 0  # groups that an earlier step has sampled and graded
+    given_up: int = 0  # groups that were begun and, before it was certain which are committed, turned out too many
 
     def advance(self) -> None:
         """Begin what may be needed, sample and grade for a while, give up what is needed no longer."""
@@ -32,16 +33,26 @@ class Wave:
             self._begin(self.prompt_at(self.fill.next_position))
         self._take(self.pipeline.advance())
         if self.fill.is_determined:
-            behind = [key for key in self.pipeline.keys if key[0] >= self.fill.cursor]
-            self.left |= self.pipeline.abort(behind)
+            self.left |= self._abort_from(self.fill.cursor)
+        elif not self.bank.staleness:  # otherwise later steps have a use for them
+            self._give_up()
 
-    def to_bank(self, groups: Iterable[OpenGroup]) -> None:
-        """What was sampled of these groups, and of those that were given up."""
+    def to_bank(self, groups: Iterable[OpenGroup], left: Mapping[Key, Response]) -> None:
+        """What was sampled of these groups, and what is left of their other responses."""
         for group in groups:
             for index, sample in group.samples.items():
                 self.bank.keep((group.prompt.uid, index), Banked(sample.response, sample.verdict))
-        for key, response in self.left.items():
+        for key, response in left.items():
             self.bank.keep(key, Banked(response))
+
+    def _give_up(self) -> None:
+        """Abort what turns out to be more than enough."""
+        if groups := self.fill.give_up():
+            self.given_up += len(groups)
+            self.to_bank(groups, self._abort_from(self.fill.next_position))
+
+    def _abort_from(self, position: int) -> dict[Key, Response]:
+        return self.pipeline.abort([key for key in self.pipeline.keys if key[0] >= position])
 
     def _begin(self, prompt: Prompt) -> None:
         is_banked = self.bank.holds_group(prompt.uid, self.fill.group_size)

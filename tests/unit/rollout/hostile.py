@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling, request_seed
 from dapo_mcore.types import FinishReason, Outcome, Prompt, Response, Verdict
@@ -32,21 +32,36 @@ class World:
     def prompt(self, uid: int) -> Prompt:
         return Prompt(uid, uid % ROWS, (1, 2, 3), f"question {uid % ROWS}", "right")
 
-    def respond(self, prompt: Prompt, version: int, seed: int) -> Response:
-        return respond(self, prompt.uid, version, seed)
+    def text(self, uid: int, seed: int) -> str:
+        draw, kind = self._draw(seed, 0), self.kinds[uid % ROWS]
+        if draw % 100 < 3:
+            return "hangs the verifier"
+        if kind < self.hardness:
+            return "right" if kind < self.hardness / 2 else "wrong"
+        return ("right", "wrong", "wrong")[draw // 100 % 3]
 
+    def token(self, version: int, seed: int, position: int) -> tuple[int, float]:
+        """The token there, and its log-probability under the policy that samples it."""
+        token = self._draw(seed, position + 1) % 100
+        return token, -0.01 * token - version
 
-@lru_cache(maxsize=4096)
-def respond(world: World, uid: int, version: int, seed: int) -> Response:
-    draw = random.Random(f"{world.number}/{version}/{uid}/{seed}")
-    number, kind = draw.randrange(100), world.kinds[uid % ROWS]
-    if draw.random() < 0.03:
-        text = "hangs the verifier"
-    elif kind < world.hardness:
-        text = "right" if kind < world.hardness / 2 else "wrong"
-    else:
-        text = draw.choice(["right", "wrong", "wrong"])
-    return Response((number, version), (-0.1 * number, -0.5), text, FinishReason.STOP, version)
+    def respond(self, prompt: Prompt, version: int, seed: int, partial: Response | None = None) -> Response:
+        """From its beginning, or behind what an earlier policy has sampled of it."""
+        before = partial.token_ids if partial else ()
+        length = max(2 + self._draw(seed, 0) % 3, len(before) + 1)
+        sampled = [self.token(version, seed, position) for position in range(len(before), length)]
+        return Response(
+            (*before, *(token for token, _ in sampled)),
+            (*(partial.logprobs if partial else ()), *(logprob for _, logprob in sampled)),
+            self.text(prompt.uid, seed),
+            FinishReason.STOP,
+            partial.version if partial else version,
+            continued=(*partial.continued, (len(before), version)) if partial else (),
+        )
+
+    def _draw(self, seed: int, number: int) -> int:
+        mixed = (seed + self.number * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03) * 0x94D049BB133111EB
+        return (mixed & (1 << 64) - 1) >> 32
 
 
 def judge(response: Response) -> Verdict:
@@ -56,19 +71,28 @@ def judge(response: Response) -> Verdict:
 
 
 def read_sequentially(
-    world: World, position: int, version: int, run_seed: int, *, wanted: int, budget: int, n: int, max_samples: int
+    world: World,
+    position: int,
+    version: int,
+    run_seed: int,
+    *,
+    wanted: int,
+    budget: int,
+    n: int,
+    max_samples: int,
+    filters: bool,
 ) -> tuple[dict[int, list[Response]], int]:
     """Uids and responses of the groups that Algorithm 1 trains on, sampling a prompt at a time; the next position."""
     chosen: dict[int, list[Response]] = {}
     first = position
     while len(chosen) < wanted and position - first < budget:
         prompt, responses, marks = world.prompt(position), [], set()
-        while len(responses) < n or (len(marks) < 2 and len(responses) < max_samples):
+        while len(responses) < n or (filters and len(marks) < 2 and len(responses) < max_samples):
             for _ in range(min(n, max(n, max_samples) - len(responses))):
                 seed = request_seed(run_seed, version, position, len(responses))
                 responses.append(world.respond(prompt, version, seed))
             marks = {judge(r).accuracy for r in responses if judge(r).outcome is Outcome.GRADED}
-        if len(marks) == 2:
+        if len(marks) == 2 or not filters:
             chosen[position] = responses
         position += 1
     return chosen, position
@@ -87,7 +111,8 @@ class HostileEngine:
     capacity: int
     polls_to_live: int = 1 << 30
     version: int = 0
-    submitted: list[Key] = field(default_factory=list)  # every key, as often as it was submitted
+    submitted: list[Key] = field(default_factory=list)  # under this version, as often as it was
+    sampled: dict[Key, Response] = field(default_factory=dict)  # under this version, cut ones too
     waiting: dict[Key, Request] = field(default_factory=dict)  # in flight, in the order of submission
     polls: dict[Key, int] = field(default_factory=dict)  # that each still takes
     homes: dict[Key, int] = field(default_factory=dict)
@@ -110,22 +135,34 @@ class HostileEngine:
             self.polls[key] -= 1
         done = [key for key in running if self.polls[key] <= 0]
         self.draw.shuffle(done)
-        return [Finished(request, self._respond(request)) for request in map(self.waiting.pop, done)]
+        finished = [Finished(request, self._respond(request)) for request in map(self.waiting.pop, done)]
+        self.sampled |= {one.request.key: one.response for one in finished}
+        return finished
 
     def abort(self, keys: Collection[Key]) -> list[Finished]:
         gone = [self.waiting.pop(key) for key in keys if key in self.waiting]
-        return [
-            Finished(request, replace(self._respond(request), finish_reason=FinishReason.ABORTED, text="cut"))
-            for request in gone
-            if self.draw.random() < 0.5  # some had begun
-        ]
+        begun = [Finished(request, self._cut(request)) for request in gone if self.draw.random() < 0.5]
+        self.sampled |= {one.request.key: one.response for one in begun}
+        return begun
 
     def load(self, weights: object, version: int) -> None:
         assert not self.waiting, "weights change under requests in flight"
         self.version = version
+        self.submitted, self.sampled = [], {}
 
     def _respond(self, request: Request) -> Response:
-        return self.world.respond(request.prompt, self.version, request.seed)
+        return self.world.respond(request.prompt, self.version, request.seed, request.partial)
+
+    def _cut(self, request: Request) -> Response:
+        whole, before = self._respond(request), len(request.partial.token_ids) if request.partial else 0
+        kept = self.draw.randint(before + 1, len(whole.token_ids))
+        return replace(
+            whole,
+            token_ids=whole.token_ids[:kept],
+            logprobs=whole.logprobs[:kept],
+            finish_reason=FinishReason.ABORTED,
+            text="cut",
+        )
 
     def _start(self, key: Key) -> None:
         self.homes[key] = self.draw.randrange(REPLICAS)
