@@ -240,7 +240,8 @@ class OverlongBufferConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RewardConfig:
-    verifier: str = "math"  # math | reasoning_gym | exact_match | package.module:function
+    # math | geometry | geometry_accuracy | reasoning_gym | exact_match | package.module:function
+    verifier: str = "math"
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
     num_workers: int = 1  # verifier processes
     timeout_s: float = 10.0  # per response; the worker is killed and replaced
