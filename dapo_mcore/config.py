@@ -157,6 +157,10 @@ class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
     val: SourceConfig = field(default_factory=SourceConfig)
     exclude_val_from_train: bool = True  # drop training prompts whose text is also in validation, and count them
+    image_key: str = "images"  # column with a row's pictures, one for each <image> in its text; "": read none
+    max_pixels: int = (
+        1 << 20
+    )  # of a picture; a larger one is refused, and none takes more than max_pixels / 1,024 tokens
     instruction: str = ""  # appended to every question, e.g. "Put the final answer in \\boxed{}."
     apply_chat_template: bool = True  # False: the prompt's text as it is
     max_prompt_length: int = 1024  # tokens
@@ -242,7 +246,8 @@ class OverlongBufferConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RewardConfig:
-    verifier: str = "math"  # math | reasoning_gym | exact_match | package.module:function
+    # math | geometry | geometry_accuracy | reasoning_gym | exact_match | package.module:function
+    verifier: str = "math"
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
     num_workers: int = 1  # verifier processes
     timeout_s: float = 10.0  # per response; the worker is killed and replaced

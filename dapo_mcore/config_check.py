@@ -95,6 +95,7 @@ def _check_ranges(config: RunConfig) -> None:
     positive = {
         "data.max_prompt_length": data.max_prompt_length,
         "data.max_response_length": data.max_response_length,
+        "data.max_pixels": data.max_pixels,
         "data.train_batch_size": data.train_batch_size,
         "rollout.kv_cache_mb": rollout.kv_cache_mb,
         "rollout.max_num_seqs": rollout.max_num_seqs,

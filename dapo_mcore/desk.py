@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_mcore.algo.groups import every_group, passes_filter
 from dapo_mcore.config import RunConfig
-from dapo_mcore.prompts import PromptSource, build_prompts
+from dapo_mcore.prompts import PromptSource, build_prompts, load_image_tokens
 from dapo_mcore.reward import Grader
 from dapo_mcore.rollout.bank import Bank
 from dapo_mcore.rollout.driver import Driver
@@ -91,14 +91,16 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
     """
     prepare_folder(config)
     data = config.data
+    vision = load_image_tokens(config.model.path, tokenizer, data.max_pixels)
     validation: Sequence[Prompt] = ()
     excluded: Collection[str] = ()
     if config.trainer.validates:
-        held_out = build_prompts(data.val, data, tokenizer, "data.val")
+        held_out = build_prompts(data.val, data, tokenizer, "data.val", vision=vision)
         print(f"data.val: {held_out.counts}", flush=True)
         validation, excluded = held_out.prompts, held_out.questions if data.exclude_val_from_train else ()
-    training = build_prompts(data.train, data, tokenizer, "data.train", excluded)
+    training = build_prompts(data.train, data, tokenizer, "data.train", excluded, vision)
     print(f"data.train: {training.counts}", flush=True)
+    refuse_vision([*validation, *training.prompts])
     grader = Grader(config.reward)
     try:
         grader.self_test(training.prompts[:4])
@@ -107,6 +109,16 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
         raise
     source = PromptSource(training.prompts, config.trainer.seed, data.shuffle)
     return Desk(config, source, validation, grader, Bank(config.rollout.staleness))
+
+
+def refuse_vision(prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError when a prompt shows a picture: the loop behind the desk is one of text."""
+    shown = [prompt for prompt in prompts if prompt.images]
+    if shown:
+        raise ValueError(
+            f"data.image_key: {len(shown)} of {len(prompts)} prompts show pictures; the data are good, but a policy "
+            "that sees cannot be trained yet (docs/vision.md): give a text model and rows without pictures"
+        )
 
 
 def prepare_folder(config: RunConfig) -> None:

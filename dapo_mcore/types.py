@@ -9,12 +9,47 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the configuration and the prompt side work without torch
     from numpy.typing import NDArray
+    from PIL.Image import Image
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A picture as its file holds it (PNG, JPEG, ...): its pixels take many times that and are made where needed."""
+
+    data: bytes = field(repr=False)
+    width: int  # pixels
+    height: int
+
+    def decode(self) -> Image:
+        """RGB; what is transparent is white, as on a page."""
+        from PIL import Image
+
+        with Image.open(BytesIO(self.data)) as picture:
+            if not picture.has_transparency_data:
+                return picture.convert("RGB")
+            page = Image.new("RGBA", picture.size, "white")
+            page.alpha_composite(picture.convert("RGBA"))
+            return page.convert("RGB")
+
+
+@dataclass(frozen=True, slots=True)
+class VisualSpan:
+    """The tokens of a picture: row by row, from `start` on, where every placeholder has become its picture's tokens."""
+
+    start: int
+    rows: int
+    columns: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +62,21 @@ class Prompt:
     text: str  # what `token_ids` decode to, for people
     answer: str  # the ground truth
     metadata: Mapping[str, Any] = field(default_factory=dict)  # whatever else the row held, for the verifier
+    images: tuple[EncodedImage, ...] = ()  # each has one placeholder in `token_ids`, in this order
+    visual_spans: tuple[VisualSpan, ...] = ()  # one per image, in `expanded_ids`
+
+    @property
+    def expanded_ids(self) -> tuple[int, ...]:
+        """`token_ids` with every placeholder as often as its image has tokens: what the policy computes on."""
+        return expand(self.token_ids, self.visual_spans)
+
+
+def expand(token_ids: Sequence[int], spans: Sequence[VisualSpan]) -> tuple[int, ...]:
+    """Repeats the placeholder of each span, which counts positions in the result."""
+    expanded = list(token_ids)
+    for span in spans:
+        expanded[span.start : span.start + 1] = expanded[span.start : span.start + 1] * span.num_tokens
+    return tuple(expanded)
 
 
 class FinishReason(StrEnum):

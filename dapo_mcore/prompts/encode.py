@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from dapo_mcore.prompts.images import IMAGE_MARK
 from dapo_mcore.prompts.problem import Message, Problem
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def _templated(messages: list[dict[str, str]], problem: Problem, tokenizer: PreT
             "model, or add chat_template.jinja to the model folder"
         )
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        shown = [_in_parts(message) for message in messages] if problem.images else messages
+        text = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         raise ValueError(
@@ -60,11 +63,23 @@ def _templated(messages: list[dict[str, str]], problem: Problem, tokenizer: PreT
     return str(text)
 
 
+def _in_parts(message: dict[str, str]) -> dict[str, Any]:
+    """The message as templates of vision-language models take it: text and pictures in turn."""
+    pieces = re.split(f"({re.escape(IMAGE_MARK)})", message["content"])
+    parts = [{"type": "image"} if piece == IMAGE_MARK else {"type": "text", "text": piece} for piece in pieces if piece]
+    return {"role": message["role"], "content": parts}
+
+
 def _plain(messages: list[dict[str, str]], problem: Problem) -> str:
     if len(messages) > 1:
         raise ValueError(
             f"data.apply_chat_template=False: {problem.place} has {len(messages)} messages and no template says "
             "how to join them; set it to true, or give one text per row"
+        )
+    if problem.images:
+        raise ValueError(
+            f"data.apply_chat_template=False: {problem.place} has pictures, and a template says what stands for them; "
+            "set it to true"
         )
     return messages[0]["content"]
 

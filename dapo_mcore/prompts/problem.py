@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dapo_mcore.config import SourceConfig
+from dapo_mcore.types import EncodedImage
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
@@ -25,11 +27,17 @@ class Problem:
     messages: tuple[Message, ...]  # a prompt that is plain text is one user message
     answer: str
     metadata: Mapping[str, Any]
+    images: tuple[EncodedImage, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return " ".join(message["content"] for message in self.messages)
 
     @property
     def question(self) -> str:
-        """What makes two problems the same: the text of all messages, white space aside."""
-        return " ".join(" ".join(message["content"] for message in self.messages).split())
+        """What makes two problems the same: the text of all messages, white space aside, and the pictures."""
+        pictures = (hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in self.images)
+        return " ".join([*self.text.split(), *pictures])
 
 
 def problem_from(

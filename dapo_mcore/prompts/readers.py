@@ -5,29 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from dapo_mcore.config import SourceConfig
 from dapo_mcore.prompts.files import rows_of
+from dapo_mcore.prompts.images import NO_IMAGES, ImageColumn
 from dapo_mcore.prompts.problem import Problem, RowFault, problem_from
 
 ROWS_NAMED = 5
 
 
-def read_problems(source: SourceConfig, name: str) -> list[Problem]:
+def read_problems(source: SourceConfig, name: str, images: ImageColumn = NO_IMAGES) -> list[Problem]:
     """All problems of `source`, at most `source.size`; `name` is the option that holds it, e.g. data.train.
+
+    Pictures are read from the column that `images` names; a file that is named there lies relative to the data's.
 
     Raises:
         ValueError: rows that cannot be used, by file and number; no rows at all; an unknown task.
     """
-    problems = _from_task(source, name) if source.task else _from_files(source, name)
+    problems = _from_task(source, name) if source.task else _from_files(source, name, images)
     if not problems:
         where = ", ".join(source.files) or source.task
         raise ValueError(f"{name}: no problems in {where} (size={source.size}); give files with rows, or another size")
     return problems
 
 
-def _from_files(source: SourceConfig, name: str) -> list[Problem]:
+def _from_files(source: SourceConfig, name: str, images: ImageColumn) -> list[Problem]:
     pattern = _answer_pattern(source.answer_pattern, name)
     problems: list[Problem] = []
     faults: dict[tuple[str, str], list[int]] = {}  # (file, fault) -> rows
@@ -37,7 +41,8 @@ def _from_files(source: SourceConfig, name: str) -> list[Problem]:
         try:
             if isinstance(row, RowFault):
                 raise row
-            problems.append(problem_from(row, index, f"{file} row {number}", source, pattern))
+            problem = problem_from(row, index, f"{file} row {number}", source, pattern)
+            problems.append(images.add(problem, row, Path(file).parent))
         except RowFault as fault:
             faults.setdefault((file, str(fault)), []).append(number)
     if faults:
@@ -52,7 +57,8 @@ def _told(faults: dict[tuple[str, str], list[int]], total: int, name: str) -> st
         more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
         lines.append(f"  {file}: row {', '.join(map(str, rows[:ROWS_NAMED]))}{more}: {fault}")
     lines.append(
-        f"  correct or remove them; if these are all rows, check {name}.prompt_key, .answer_key and .answer_pattern"
+        f"  correct or remove them; if these are all rows, check {name}.prompt_key, .answer_key, .answer_pattern and "
+        "data.image_key"
     )
     return "\n".join(lines)
 

@@ -49,18 +49,32 @@ def verify(response: str, answer: str, metadata: Mapping[str, Any]) -> Verdict:
     Raises:
         ValueError: `answer` itself is not an expression.
     """
+    text = tail(response)
+    marked = marked_answer(text)
+    if marked is not None:
+        return judged(is_same(answer, marked))
+    gold, given = _read_gold(answer), _read_plain(text)
+    return judged(bool(given.values) and _equal(gold, given))
+
+
+def is_same(answer: str, given: str) -> bool:
+    """Whether `given`, an expression without its mark, has the value of `answer`.
+
+    Raises:
+        ValueError: `answer` is not an expression.
+    """
+    gold = _read_gold(answer)
+    if len(given) > MAX_ANSWER_CHARS:
+        return False
+    reading = _read(given)
+    return bool(reading.values) and _equal(gold, reading)
+
+
+def _read_gold(answer: str) -> Reading:
     gold = _read(answer)
     if not gold.values:
         raise ValueError(f"gold answer {answer!r} is not an expression that math-verify can read")
-    text = tail(response)
-    marked = marked_answer(text)
-    if marked is None:
-        given = _read_plain(text)
-    elif len(marked) <= MAX_ANSWER_CHARS:
-        given = _read(marked)
-    else:
-        return judged(False)
-    return judged(bool(given.values) and _equal(gold, given))
+    return gold
 
 
 def _read(answer: str) -> Reading:

@@ -26,7 +26,16 @@ class Probe:
     is_gold: bool = False  # made from the data's own answer, which a verifier may be unable to read now and then
 
 
+_GEOMETRY = (
+    Probe(r"<think>a right angle</think> It is \boxed{2 \sqrt{2}}.", r"2 \sqrt { 2 }", is_right=True),
+    Probe(r"\boxed{30^\circ}", "30", is_right=True),
+    Probe("<think>a right angle</think> 42", "42", is_right=False),
+    Probe(r"<think>a guess</think> \boxed{41}", "42", is_right=False),
+    Probe("", "42", is_right=False),
+)
 _FIXED = {
+    "geometry": _GEOMETRY,
+    "geometry_accuracy": _GEOMETRY,
     "math": (
         Probe(r"So the result is \boxed{\frac{1}{2}}.", "0.5", is_right=True),
         Probe(r"The answer is 1,234", "1234", is_right=True),
@@ -41,7 +50,14 @@ _FIXED = {
         Probe("", "red", is_right=False),
     ),
 }
-_FORMATS = {"math": r"\boxed{%s}", "exact_match": "<answer>%s</answer>", "reasoning_gym": "<answer>%s</answer>"}
+_BOX, _TAG = r"\boxed{%s}", "<answer>%s</answer>"
+_FORMATS = {
+    "math": _BOX,
+    "geometry": _BOX,
+    "geometry_accuracy": _BOX,
+    "exact_match": _TAG,
+    "reasoning_gym": _TAG,
+}
 
 
 def probes_for(verifier: str, prompts: Sequence[Prompt]) -> list[Probe]:

@@ -12,7 +12,13 @@ from dapo_mcore.types import Verdict
 
 Verifier = Callable[[str, str, Mapping[str, Any]], Verdict]
 
-BUILT_IN = ("math", "reasoning_gym", "exact_match")
+BUILT_IN = {  # name -> module below dapo_mcore.reward, function
+    "math": ("math", "verify"),
+    "geometry": ("geometry", "verify"),
+    "geometry_accuracy": ("geometry", "verify_accuracy"),
+    "reasoning_gym": ("reasoning_gym", "verify"),
+    "exact_match": ("exact_match", "verify"),
+}
 
 
 def load_verifier(name: str) -> Verifier:
@@ -21,7 +27,8 @@ def load_verifier(name: str) -> Verifier:
         VerifierError: `name` is neither built in nor an importable `package.module:function`.
     """
     if name in BUILT_IN:
-        return importlib.import_module(f"dapo_mcore.reward.{name}").verify
+        module, function = BUILT_IN[name]
+        return getattr(importlib.import_module(f"dapo_mcore.reward.{module}"), function)
     if ":" in name:
         return load_function(name)
     raise VerifierError(

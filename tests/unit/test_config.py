@@ -86,6 +86,7 @@ CONTRADICTIONS = [
     ("actor.moe.seq_aux_loss_coeff=1e-3", 2, "dense", "seq_aux_loss_coeff=0.001.*llama has no experts"),
     ("actor.moe.z_loss_coeff=-1e-3", 2, "moe", "z_loss_coeff=-0.001.*0 or more"),
     ("weights.bucket_mb=0", 2, "moe", "weights.bucket_mb=0.*above 0"),
+    ("data.max_pixels=0", 2, "moe", "data.max_pixels=0.*above 0"),
     ("data.train_batch_size=0", 2, "moe", "data.train_batch_size=0.*above 0"),
 ]
 

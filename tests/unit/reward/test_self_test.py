@@ -14,7 +14,7 @@ def task_prompts(prompt, task):
     return [prompt(entry["answer"] or "", task=task, task_options={}, entry=entry) for entry in data]
 
 
-@pytest.mark.parametrize("verifier", ["math", "exact_match"])
+@pytest.mark.parametrize("verifier", ["math", "geometry", "exact_match"])
 def test_built_in_verifiers_pass(grader, prompt, verifier):
     grader(verifier).self_test([prompt("72"), prompt("18")])
 
