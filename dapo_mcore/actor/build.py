@@ -19,6 +19,7 @@ from dapo_mcore.platform import platform
 from dapo_mcore.weights.families import FAMILIES
 
 TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
+TRAINED = tuple(name for name in FAMILIES if "_vl" not in name)  # the weights of the others can be converted
 # Megatron holds these as constants.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -45,8 +46,8 @@ def refuse_unsupported(hf: PretrainedConfig, folder: str | Path) -> None:
     def refuse(entry: str, value: object, supported: str) -> None:
         raise ValueError(f"model.path={folder}: config.json has {entry}={value!r}; supported is {supported}")
 
-    if hf.model_type not in FAMILIES:
-        refuse("model_type", hf.model_type, ", ".join(FAMILIES))
+    if hf.model_type not in TRAINED:
+        refuse("model_type", hf.model_type, ", ".join(TRAINED))
     if hf.hidden_act != "silu":
         refuse("hidden_act", hf.hidden_act, "silu")
     if hf.model_type != "qwen2" and getattr(hf, "attention_bias", False):
