@@ -33,6 +33,7 @@ def tiny_vl(model_type: str, tied: bool = False) -> transformers.PreTrainedModel
     config = getattr(transformers, f"{kind}Config")(
         text_config={**TEXT, **options}, vision_config=VISION, image_token_id=IMAGE, tie_word_embeddings=tied
     )
+    config.text_config._experts_implementation = "eager"  # the others have no float64
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).float().eval()
@@ -43,11 +44,18 @@ def tiny_vl(model_type: str, tied: bool = False) -> transformers.PreTrainedModel
 
 
 def published(model: transformers.PreTrainedModel) -> dict[str, Tensor]:
-    """Names and tensors of public checkpoints: experts fused, and transposed against transformers' modules."""
+    """Names and tensors of public checkpoints."""
+    state = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return as_published(state)
+
+
+def as_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Experts fused, and transposed against transformers' modules."""
     return {
         name: tensor.mT.contiguous() if name.endswith(("experts.gate_up_proj", "experts.down_proj")) else tensor
-        for name, tensor in model.state_dict().items()
-        if not (name == "lm_head.weight" and model.config.tie_word_embeddings)
+        for name, tensor in state.items()
     }
 
 
