@@ -18,6 +18,7 @@ from dapo_mcore.rollout.engine import Request, RolloutEngine, Sampling, generate
 from dapo_mcore.rollout.leader import is_leader, lead
 from dapo_mcore.types import Prompt, Response, TrainBatch
 from dapo_mcore.weights.attest import AttestationError
+from dapo_mcore.weights.families import language_config
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
 from dapo_mcore.weights.plan import reshard_plan
 from dapo_mcore.weights.push import Push
@@ -117,7 +118,7 @@ def plan_push(
 def probe(policy: Actor, engine: RolloutEngine, config: RunConfig) -> Ratio:
     """Mean distance, in nats per token, of the engine's log-probabilities from the policy's, on a fixed prompt."""
     length = min(PROBE_LENGTH, config.data.max_prompt_length)
-    tokens = tuple(1 + STRIDE * place % (policy.hf_config.vocab_size - 1) for place in range(length))
+    tokens = tuple(1 + STRIDE * place % (language_config(policy.hf_config).vocab_size - 1) for place in range(length))
     prompt = Prompt(0, 0, tokens, "", "")
     count = max(PROBE_RESPONSES, dist.get_world_size() if dist.is_initialized() else 1)
     requests = [Request(prompt, index, seed=index) for index in range(count)]

@@ -79,6 +79,24 @@ def expand(token_ids: Sequence[int], spans: Sequence[VisualSpan]) -> tuple[int, 
     return tuple(expanded)
 
 
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """An image in a sequence, or a frame of a video: rows x columns visual tokens, one placeholder each.
+
+    Placeholders are told by their places: the same id elsewhere is text.
+    """
+
+    pixels: Tensor  # [patches, numbers] float32, from the processor; one object for all responses to a prompt
+    start: int  # place of its first token in the sequence
+    rows: int  # of visual tokens, not of patches
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """Visual tokens."""
+        return self.rows * self.columns
+
+
 class FinishReason(StrEnum):
     STOP = "stop"  # the policy ended its response
     LENGTH = "length"  # cut at max_response_length
@@ -154,6 +172,7 @@ class TrainBatch:
     groups: Tensor | None = None  # [S] int64: which responses the advantage compares, with `rewards`
     temperature: float = 1.0  # of the rollout; divides the policy's logits
     routes: Tensor | None = None  # [L, layers, top_k] uint8 or int16: experts the engine chose; None: no replay
+    visuals: tuple[tuple[Visual, ...], ...] | None = None  # [S] in the order of their places; None: no image at all
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -210,6 +229,7 @@ class TrainBatch:
             groups=None if self.groups is None else self.groups[index],
             temperature=self.temperature,
             routes=None if self.routes is None else gather(self.routes, totals),
+            visuals=None if self.visuals is None else tuple(self.visuals[i] for i in order),
         )
 
     def split(self, size: int) -> list[TrainBatch]:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from dapo_mcore.weights.families import language_config
 from dapo_mcore.weights.names import Parameter, parameters
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
 from dapo_mcore.weights.plan import Plan, reshard_plan
@@ -69,7 +70,7 @@ def traffic(hf_config: Any, plan: Plan, padded_vocab: int, item_bytes: int, buck
     rows = [row for row in parameters(hf_config, padded_vocab) if not row.row.twin]
     trained = Counter[int]()
     for row in rows:
-        trained.update(_trained(row, plan.train, hf_config.num_hidden_layers))
+        trained.update(_trained(row, plan.train, language_config(hf_config).num_hidden_layers))
     elements = ([counter[rank] * item_bytes for rank in range(plan.train.ranks)]
                 for counter in (trained, sampled, sent, received))  # fmt: skip
     return Traffic(
@@ -149,7 +150,8 @@ def reshard(given: argparse.Namespace) -> None:
     hf_config = read_model(given.model)
     train = read_layout(TrainLayout, "--train", given.train, given.ranks)
     rollout = read_layout(RolloutLayout, "--rollout", given.rollout, given.ranks)
-    padded = hf_config.vocab_size + -hf_config.vocab_size % (given.vocab_divisible_by * train.tp)
+    rows = language_config(hf_config).vocab_size
+    padded = rows + -rows % (given.vocab_divisible_by * train.tp)
     plan = reshard_plan(hf_config, train, rollout, padded, given.node)
     item_bytes = ITEM_BYTES[given.dtype]
     found = traffic(hf_config, plan, padded, item_bytes, (given.bucket_mb << 20) // item_bytes // 2)

@@ -30,6 +30,7 @@ from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.platform import platform
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import hf_weights, load_hf
+from dapo_mcore.weights.families import language_config
 
 
 class NonFiniteUpdateError(RuntimeError):
@@ -58,7 +59,9 @@ class Actor:
         self._learning_rate = learning_rate
         self._objective = objective
         self._options = options
-        self._scorer = Scorer(ddp_chunks, config, hf_config.vocab_size, options.ppo_max_token_len_per_gpu)
+        self._scorer = Scorer(
+            ddp_chunks, config, language_config(hf_config).vocab_size, options.ppo_max_token_len_per_gpu
+        )
         self._routing = Routing(self.chunks, config, options.moe)
 
     @property

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from transformers import AutoConfig, PretrainedConfig
 
 from dapo_mcore.actor.parallel import virtual_stages
 from dapo_mcore.actor.policy_model import PolicyModel
+from dapo_mcore.actor.vision.model import vision_chunk
 from dapo_mcore.config import Dtype, MegatronConfig, Recompute
 from dapo_mcore.platform import platform
-from dapo_mcore.weights.families import FAMILIES
+from dapo_mcore.weights.families import FAMILIES, language_config
 
 TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 # Megatron holds these as constants.
@@ -47,19 +49,21 @@ def refuse_unsupported(hf: PretrainedConfig, folder: str | Path) -> None:
 
     if hf.model_type not in FAMILIES:
         refuse("model_type", hf.model_type, ", ".join(FAMILIES))
-    if hf.hidden_act != "silu":
-        refuse("hidden_act", hf.hidden_act, "silu")
-    if hf.model_type != "qwen2" and getattr(hf, "attention_bias", False):
+    text = language_config(hf)
+    if text.hidden_act != "silu":
+        refuse("hidden_act", text.hidden_act, "silu")
+    if hf.model_type != "qwen2" and getattr(text, "attention_bias", False):
         refuse("attention_bias", True, "false (biases on query, key and value only exist in qwen2)")
-    if getattr(hf, "mlp_bias", False):
+    if getattr(text, "mlp_bias", False):
         refuse("mlp_bias", True, "false")
-    if hf.attention_dropout:
-        refuse("attention_dropout", hf.attention_dropout, "0")
-    if getattr(hf, "use_sliding_window", False):
+    if text.attention_dropout:
+        refuse("attention_dropout", text.attention_dropout, "0")
+    if getattr(text, "use_sliding_window", False):
         refuse("use_sliding_window", True, "false: every layer attends to the whole sequence")
-    rope = hf.rope_parameters
-    if rope["rope_type"] not in ("default", "llama3"):
-        refuse("rope_type", rope["rope_type"], "default or llama3")
+    rope = text.rope_parameters
+    ropes = ("default", "llama3") if text is hf else ("default",)
+    if rope["rope_type"] not in ropes:
+        refuse("rope_type", rope["rope_type"], " or ".join(ropes))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         refuse("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
     for entry, constant in LLAMA3_ROPE.items() if rope["rope_type"] == "llama3" else ():
@@ -69,16 +73,16 @@ def refuse_unsupported(hf: PretrainedConfig, folder: str | Path) -> None:
 
 def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dtype) -> TransformerConfig:
     """The layers of `hf` under the layout `megatron`, losses counted per token."""
-    has_te = platform().has_transformer_engine
+    has_te, text = platform().has_transformer_engine, language_config(hf)
     return TransformerConfig(
-        num_layers=hf.num_hidden_layers,
-        hidden_size=hf.hidden_size,
-        ffn_hidden_size=hf.intermediate_size,
-        num_attention_heads=hf.num_attention_heads,
-        num_query_groups=hf.num_key_value_heads,
-        kv_channels=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        ffn_hidden_size=text.intermediate_size,
+        num_attention_heads=text.num_attention_heads,
+        num_query_groups=text.num_key_value_heads,
+        kv_channels=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         normalization="RMSNorm",
-        layernorm_epsilon=hf.rms_norm_eps,
+        layernorm_epsilon=text.rms_norm_eps,
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
@@ -104,7 +108,8 @@ def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dt
         expert_model_parallel_size=megatron.expert_model_parallel_size,
         expert_tensor_parallel_size=megatron.expert_tensor_parallel_size,
         **_recompute(megatron.recompute),
-        **(_experts(hf) if hf.model_type.endswith("_moe") else {}),
+        mrope_section=text.rope_parameters.get("mrope_section"),
+        **(_experts(text) if hf.model_type.endswith("_moe") else {}),
     )
 
 
@@ -116,15 +121,17 @@ def _recompute(recompute: Recompute) -> dict[str, Any]:
     return {}
 
 
-def _experts(hf: PretrainedConfig) -> dict[str, Any]:
-    dense = set(hf.mlp_only_layers or ())
-    is_moe = [i not in dense and (i + 1) % hf.decoder_sparse_step == 0 for i in range(hf.num_hidden_layers)]
+def _experts(text: Any) -> dict[str, Any]:
+    dense = set(text.mlp_only_layers or ())
+    is_moe = [i not in dense and (i + 1) % text.decoder_sparse_step == 0 for i in range(text.num_hidden_layers)]
+    # Softmax over the chosen experts is the normalised softmax; Qwen3-VL always has that one.
+    is_normalised = getattr(text, "norm_topk_prob", True)
     return {
-        "num_moe_experts": hf.num_experts,
-        "moe_router_topk": hf.num_experts_per_tok,
-        "moe_ffn_hidden_size": hf.moe_intermediate_size,
+        "num_moe_experts": text.num_experts,
+        "moe_router_topk": text.num_experts_per_tok,
+        "moe_ffn_hidden_size": text.moe_intermediate_size,
         "moe_layer_freq": [int(moe) for moe in is_moe],
-        "moe_router_pre_softmax": not hf.norm_topk_prob,  # softmax over the chosen experts is the normalised softmax
+        "moe_router_pre_softmax": not is_normalised,
         "moe_router_score_function": "softmax",
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
@@ -137,11 +144,13 @@ def build_chunks(hf: PretrainedConfig, config: TransformerConfig) -> list[Policy
     tp = config.tensor_model_parallel_size
     stages = config.virtual_pipeline_model_parallel_size
     vp_stages = range(stages) if stages else (None,)
-    return [_build_chunk(hf, config, hf.vocab_size + -hf.vocab_size % tp, vp_stage) for vp_stage in vp_stages]
+    rows = language_config(hf).vocab_size
+    return [_build_chunk(hf, config, rows + -rows % tp, vp_stage) for vp_stage in vp_stages]
 
 
 def _build_chunk(hf: PretrainedConfig, config: TransformerConfig, padded: int, vp_stage: int | None) -> PolicyModel:
-    rope = hf.rope_parameters
+    text = language_config(hf)
+    make = _text_chunk if text is hf else vision_chunk
     where = {"ignore_virtual": False, "vp_stage": vp_stage}
     spec = get_gpt_decoder_block_spec(
         config,
@@ -149,23 +158,35 @@ def _build_chunk(hf: PretrainedConfig, config: TransformerConfig, padded: int, v
         normalization=config.normalization,
         vp_stage=vp_stage,
     )
-    chunk = PolicyModel(
+    chunk = make(
+        hf,
         config,
         spec,
-        real_vocab_size=hf.vocab_size,
+        real_vocab_size=text.vocab_size,
         vocab_size=padded,
-        max_sequence_length=hf.max_position_embeddings,
+        max_sequence_length=text.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**where),
         post_process=parallel_state.is_pipeline_last_stage(**where),
         share_embeddings_and_output_weights=hf.tie_word_embeddings,
-        position_embedding_type="rope",
-        rotary_base=rope["rope_theta"],
-        rope_scaling=rope["rope_type"] == "llama3",
-        rope_scaling_factor=rope.get("factor", 1.0),
         vp_stage=vp_stage,
     )
     _mark_experts(chunk)
     return chunk.to(platform().device)
+
+
+def _text_chunk(
+    hf: PretrainedConfig, config: TransformerConfig, spec: TransformerBlockSubmodules, **options: Any
+) -> PolicyModel:
+    rope = hf.rope_parameters
+    return PolicyModel(
+        config,
+        spec,
+        position_embedding_type="rope",
+        rotary_base=rope["rope_theta"],
+        rope_scaling=rope["rope_type"] == "llama3",
+        rope_scaling_factor=rope.get("factor", 1.0),
+        **options,
+    )
 
 
 def _mark_experts(chunk: PolicyModel) -> None:

@@ -10,6 +10,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from dapo_mcore.actor.vision.inputs import VisionInputs, vision_inputs
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.zigzag import zigzag_positions
 
@@ -38,6 +39,7 @@ class MicroBatch:
     targets: Tensor  # [R] int64: the wanted tokens' ids
     tokens: Tensor  # [R] int64: their places among the N response tokens of the batch
     origin: Origin
+    vision: VisionInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def pack(batch: TrainBatch, sequences: Sequence[int], wanted: Tensor, cut: Cut, 
     row, token = row[wanted[token]], token[wanted[token]]
     input_ids, place = torch.cat(ids), torch.cat(places)
     targets = input_ids[row + 1]
+    held = torch.arange(len(input_ids))
     if cut.context_size > 1:
         held = zigzag_positions(bounds, cut.context_size, cut.context_rank)
         here = torch.full_like(input_ids, -1)  # where each position lies on this rank; -1: on another
@@ -101,6 +104,7 @@ def pack(batch: TrainBatch, sequences: Sequence[int], wanted: Tensor, cut: Cut, 
         targets=targets.to(device),
         tokens=token,
         origin=_origin(batch, sequences, place, device),
+        vision=vision_inputs([batch.visuals[i] if batch.visuals else () for i in sequences], bounds, held, device),
     )
 
 

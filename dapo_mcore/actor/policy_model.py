@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -44,12 +44,16 @@ class PolicyModel(GPTModel):
 
     def forward(self, micro_batch: MicroBatch, head: Head) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._call = (micro_batch, head)  # GPTModel.forward would not hand them on to _postprocess
-        return super().forward(
-            input_ids=micro_batch.input_ids,
-            position_ids=cast(Any, None),  # rope counts from the limits of the packed sequences
-            attention_mask=cast(Any, None),
-            packed_seq_params=micro_batch.packed,
-        )
+        return super().forward(**self._inputs(micro_batch))
+
+    def _inputs(self, micro_batch: MicroBatch) -> dict[str, Any]:
+        """Of GPTModel's forward."""
+        return {
+            "input_ids": micro_batch.input_ids,
+            "position_ids": None,  # rope counts from the limits of the packed sequences
+            "attention_mask": None,
+            "packed_seq_params": micro_batch.packed,
+        }
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.post_process:

@@ -13,6 +13,7 @@ from dapo_mcore.actor.scorer import Scorer
 from dapo_mcore.config import ActorConfig, ModelConfig, RefConfig
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import load_hf
+from dapo_mcore.weights.families import language_config
 
 
 class Reference:
@@ -45,5 +46,5 @@ def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig) -> R
     load_hf(chunks, model.path, hf)
     routing = Routing(chunks, config, actor.moe)
     frozen: list[torch.nn.Module] = [chunk.requires_grad_(False).eval() for chunk in chunks]
-    scorer = Scorer(frozen, config, hf.vocab_size, actor.ppo_max_token_len_per_gpu)
+    scorer = Scorer(frozen, config, language_config(hf).vocab_size, actor.ppo_max_token_len_per_gpu)
     return Reference(frozen, scorer, routing, ref.param_offload)

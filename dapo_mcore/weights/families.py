@@ -1,75 +1,18 @@
 """One declaration per model family: how every parameter is named and laid out in Hugging Face files, in Megatron-Core
 and in vLLM's runtime. Loading, export, strictness and conversion are derived from these tables; there is no other map.
 
-Names are relative to their section. `{layer}` counts from 0: over the whole model in Hugging Face and vLLM, within a
-model chunk in Megatron. `{expert}` counts over all experts in Hugging Face, over a rank's own experts in Megatron.
+What a declaration consists of is said in `sections`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 from dapo_mcore.weights.layouts import Even, GateUp, GroupedQKV, Layout, VocabularyRows, Whole
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The tensors that hold one parameter together, or one expert's part of it."""
-
-    names: tuple[str, ...]
-    stacked: bool = False  # one tensor with all experts along dimension 0, the parts of each already joined
-    transposed: bool = False  # the matrix of each expert lies transposed
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """A row of the table. Of several forms exactly one is met; Hugging Face files are written in the first.
-
-    A row with a `twin` is Megatron's second home of a parameter declared above: filled where a chunk has it, never
-    exported. The twin is the Hugging Face name under which some files repeat the parameter.
-
-    Distributed checkpoints use the names of `mcore`, all experts along an axis, unless `checkpoint` gives another.
-    """
-
-    hf: tuple[Form, ...]
-    mcore: tuple[Form, ...]
-    vllm: tuple[Form, ...]
-    layout: Callable[[Any], Layout]  # from the section's dims
-    when: Callable[[Any, int], bool] = lambda dims, layer: True
-    is_expert: bool = False  # one per expert: spread over expert parallel ranks, cut over expert tensor parallel ranks
-    twin: str = ""
-    checkpoint: tuple[Form, ...] = ()
-
-
-class Stage(Enum):
-    """The pipeline stage that holds a section."""
-
-    FIRST = "first"
-    LAYER = "layer"  # the one that holds decoder layer `layer`
-    LAST = "last"
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """Parameters that share their prefixes, their stage and the number of times they repeat."""
-
-    hf: str
-    mcore: str
-    vllm: str
-    stage: Stage
-    dims: Callable[[Any, int | None], Any]  # of (Hugging Face config, padded vocabulary)
-    params: tuple[Param, ...]
-    repeat: Callable[[Any], int] = lambda dims: 1  # from the dims
-    stateful: tuple[str, ...] = ()  # modules of Megatron that have no parameters but an entry in checkpoints
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    model_type: str  # of the Hugging Face config
-    sections: tuple[Section, ...]
+from dapo_mcore.weights.sections import Family, Form, Param, Section, Stage, either, together
+from dapo_mcore.weights.tower import TOWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,39 +33,36 @@ class TextDims:
     sparse_layers: frozenset[int] = frozenset()  # whose MLP is a mixture of experts
 
 
+def language_config(hf_config: Any) -> Any:
+    """What a Hugging Face config says of the decoder; in vision-language models it is a part of its own."""
+    return getattr(hf_config, "text_config", hf_config)
+
+
 def text_dims(config: Any, padded_vocab: int | None) -> TextDims:
+    text = language_config(config)
     return TextDims(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        ffn=config.intermediate_size,
-        heads=config.num_attention_heads,
-        groups=config.num_key_value_heads,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        ffn=text.intermediate_size,
+        heads=text.num_attention_heads,
+        groups=text.num_key_value_heads,
         # Qwen2's config has no head_dim, Llama's may hold None
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        vocab=config.vocab_size,
-        padded_vocab=padded_vocab or config.vocab_size,
-        tied=config.tie_word_embeddings,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab=text.vocab_size,
+        padded_vocab=padded_vocab or text.vocab_size,
+        tied=config.tie_word_embeddings,  # of the whole model: that of a part may differ, and does not count
     )
 
 
 def moe_dims(config: Any, padded_vocab: int | None) -> TextDims:
-    step, dense = config.decoder_sparse_step, config.mlp_only_layers or ()
+    text = language_config(config)
+    step, dense = text.decoder_sparse_step, text.mlp_only_layers or ()
     return replace(
         text_dims(config, padded_vocab),
-        experts=config.num_experts,
-        expert_ffn=config.moe_intermediate_size,
-        sparse_layers=frozenset(i for i in range(config.num_hidden_layers) if i not in dense and (i + 1) % step == 0),
+        experts=text.num_experts,
+        expert_ffn=text.moe_intermediate_size,
+        sparse_layers=frozenset(i for i in range(text.num_hidden_layers) if i not in dense and (i + 1) % step == 0),
     )
-
-
-def together(*names: str) -> tuple[Form, ...]:
-    """One form of several tensors."""
-    return (Form(names),)
-
-
-def either(*names: str) -> tuple[Form, ...]:
-    """Several forms of one tensor."""
-    return tuple(Form((name,)) for name in names)
 
 
 def is_dense(dims: TextDims, layer: int) -> bool:
@@ -214,24 +154,25 @@ ROUTER = Param(
     layout=lambda d: Whole((d.experts, d.hidden)),
     when=is_sparse,
 )
+
+
+def sparse_mlp(gate_up: tuple[Form, ...], down: tuple[Form, ...]) -> tuple[Param, ...]:
+    return (
+        ROUTER,
+        experts(gate_up, mcore="linear_fc1", vllm="w13_weight", layout=lambda d: GateUp(d.expert_ffn, d.hidden)),
+        experts(down, mcore="linear_fc2", vllm="w2_weight", layout=lambda d: Even((d.hidden, d.expert_ffn), dim=1)),
+    )
+
+
+SINGLE_GATE_UP = Form(("mlp.experts.{expert}.gate_proj.weight", "mlp.experts.{expert}.up_proj.weight"))
+SINGLE_DOWN = Form(("mlp.experts.{expert}.down_proj.weight",))
+FUSED_GATE_UP = Form(("mlp.experts.gate_up_proj",), stacked=True)
+FUSED_DOWN = Form(("mlp.experts.down_proj",), stacked=True)
 # Files carry one tensor per expert and projection; some follow transformers' modules, fused and stacked.
-SPARSE_MLP = (
-    ROUTER,
-    experts(
-        (
-            *together("mlp.experts.{expert}.gate_proj.weight", "mlp.experts.{expert}.up_proj.weight"),
-            Form(("mlp.experts.gate_up_proj",), stacked=True),
-        ),
-        mcore="linear_fc1",
-        vllm="w13_weight",
-        layout=lambda d: GateUp(d.expert_ffn, d.hidden),
-    ),
-    experts(
-        (*together("mlp.experts.{expert}.down_proj.weight"), Form(("mlp.experts.down_proj",), stacked=True)),
-        mcore="linear_fc2",
-        vllm="w2_weight",
-        layout=lambda d: Even((d.hidden, d.expert_ffn), dim=1),
-    ),
+SPARSE_MLP = sparse_mlp((SINGLE_GATE_UP, FUSED_GATE_UP), (SINGLE_DOWN, FUSED_DOWN))
+# Those of Qwen3-VL-MoE are fused and stacked, each matrix the other way round than in transformers' modules.
+SPARSE_MLP_VL = sparse_mlp(
+    (replace(FUSED_GATE_UP, transposed=True), SINGLE_GATE_UP), (replace(FUSED_DOWN, transposed=True), SINGLE_DOWN)
 )
 
 
@@ -261,14 +202,23 @@ def decoder(
     )  # fmt: skip
 
 
+def vision_language(dims: Callable[[Any, int | None], TextDims], layer: tuple[Param, ...]) -> tuple[Section, ...]:
+    """A decoder with these layers, and a vision tower."""
+    prefixes = "model.language_model.", "language_model.model.", "language_model."
+    return (*decoder(dims, layer, *prefixes), *TOWER)
+
+
 ATTENTION = (INPUT_NORM, QKV, ATTENTION_OUT)
+QWEN3 = (*ATTENTION, *HEAD_NORMS, MLP_NORM, *DENSE_MLP)
 FAMILIES = {
     family.model_type: family
     for family in (
         Family("llama", decoder(text_dims, (*ATTENTION, MLP_NORM, *DENSE_MLP))),
         Family("qwen2", decoder(text_dims, (*ATTENTION, QKV_BIAS, MLP_NORM, *DENSE_MLP))),
-        Family("qwen3", decoder(text_dims, (*ATTENTION, *HEAD_NORMS, MLP_NORM, *DENSE_MLP))),
-        Family("qwen3_moe", decoder(moe_dims, (*ATTENTION, *HEAD_NORMS, MLP_NORM, *DENSE_MLP, *SPARSE_MLP))),
+        Family("qwen3", decoder(text_dims, QWEN3)),
+        Family("qwen3_moe", decoder(moe_dims, (*QWEN3, *SPARSE_MLP))),
+        Family("qwen3_vl", vision_language(text_dims, QWEN3)),
+        Family("qwen3_vl_moe", vision_language(moe_dims, (*QWEN3, *SPARSE_MLP_VL))),
     )
 }
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dapo_mcore.weights.boxes import Shape
-from dapo_mcore.weights.families import Form
 from dapo_mcore.weights.names import Parameter, expert_names, parameters
+from dapo_mcore.weights.sections import Form
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32", "BF16", "F16", "F64"}  # of safetensors; anything else is a quantised model

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from dapo_mcore.platform import adapt_megatron
-from dapo_mcore.weights.families import Stage
 from dapo_mcore.weights.names import Parameter, expert_names, parameters
+from dapo_mcore.weights.sections import Stage
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from dapo_mcore.weights.boxes import Shape, Shard
-from dapo_mcore.weights.families import Stage
 from dapo_mcore.weights.names import Parameter
 from dapo_mcore.weights.placement import RolloutLayout
 from dapo_mcore.weights.plan import Plan, Transfer
+from dapo_mcore.weights.sections import Stage
 
 
 @dataclass(frozen=True, slots=True)

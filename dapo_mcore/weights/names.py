@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dapo_mcore.weights.boxes import Shape
-from dapo_mcore.weights.families import Form, Param, Section, family_of
+from dapo_mcore.weights.families import family_of
 from dapo_mcore.weights.layouts import Layout
+from dapo_mcore.weights.sections import Form, Param, Section, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Parameter:
         return (*(key.rpartition(".")[0] for key in self.checkpoint_keys(layers_stacked)), *stateful)
 
     def _checkpoint_prefix(self, layers_stacked: bool) -> str:
-        return self.section.mcore.replace("{layer}.", "") if layers_stacked else self.section.mcore
+        is_stacked = layers_stacked and self.section.stage is Stage.LAYER
+        return self.section.mcore.replace("{layer}.", "") if is_stacked else self.section.mcore
 
     @property
     def vllm_forms(self) -> tuple[Form, ...]:

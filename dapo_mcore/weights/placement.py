@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TypeAlias
 
-from dapo_mcore.weights.families import Stage
 from dapo_mcore.weights.names import Parameter
+from dapo_mcore.weights.sections import Stage
 
 Holders: TypeAlias = tuple[tuple[int, ...], ...]  # for each part of a parameter the ranks that hold it, ascending
 

@@ -17,10 +17,10 @@ from operator import itemgetter
 from typing import Any
 
 from dapo_mcore.weights.boxes import Box, Pair, Shard, between
-from dapo_mcore.weights.families import Stage
 from dapo_mcore.weights.layouts import Layout
 from dapo_mcore.weights.names import Parameter, parameters
 from dapo_mcore.weights.placement import Holders, RolloutLayout, TrainLayout, holders
+from dapo_mcore.weights.sections import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
 from dapo_mcore.actor.packing import MicroBatch, Origin
 from dapo_mcore.actor.policy_model import HeadInput, PolicyModel
+from dapo_mcore.actor.vision.inputs import vision_inputs
 from dapo_mcore.config import Dtype, MegatronConfig
 from dapo_mcore.weights import hf_weights, load_hf, save_hf
 
@@ -67,7 +68,8 @@ def logits(model: PolicyModel, sequences: list[Tensor]) -> Tensor:
     packed = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=max(LENGTHS), max_seqlen_kv=max(LENGTHS))
     with torch.no_grad():
         origin = Origin(torch.zeros_like(tokens), torch.tensor([len(tokens)]), None, 1, len(tokens))
-        return model(MicroBatch(ids[None], packed, tokens, tokens, tokens, origin), head)
+        vision = vision_inputs([() for _ in sequences], bounds.tolist(), tokens, ids.device)
+        return model(MicroBatch(ids[None], packed, tokens, tokens, tokens, origin, vision), head)
 
 
 def differing(weights: dict[str, Tensor], folder: Path) -> list[str]:

@@ -10,11 +10,12 @@ from dapo_mcore.train import load_config, main
 MOE = {"model_type": "qwen3_moe", "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 8,
        "num_hidden_layers": 4, "moe_intermediate_size": 24, "max_position_embeddings": 256}  # fmt: skip
 DENSE = {"model_type": "llama", "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 256}
+VISION = {"model_type": "qwen3_vl", "text_config": DENSE, "vision_config": {"depth": 2}}
 
 
 @pytest.fixture
 def models(tmp_path):
-    for name, config in (("moe", MOE), ("dense", DENSE)):
+    for name, config in (("moe", MOE), ("dense", DENSE), ("vision", VISION)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     return tmp_path
@@ -88,6 +89,12 @@ CONTRADICTIONS = [
     ("weights.bucket_mb=0", 2, "moe", "weights.bucket_mb=0.*above 0"),
     ("data.max_pixels=0", 2, "moe", "data.max_pixels=0.*above 0"),
     ("data.train_batch_size=0", 2, "moe", "data.train_batch_size=0.*above 0"),
+    (
+        "trainer.total_training_steps=1",
+        2,
+        "vision",
+        "model.path=.*qwen3_vl sees images.*give a model of text",
+    ),
 ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dapo_mcore.weights.conversion.convert import Source
 from dapo_mcore.weights.conversion.files import Advance
-from dapo_mcore.weights.names import expert_names, hf_shapes, parameters
+from dapo_mcore.weights.names import Parameter, expert_names, hf_shapes, parameters
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,7 +36,7 @@ def differences(
         if parameter.row.twin:
             continue
         for expert in range(max(parameter.experts, 1)):
-            names = expert_names(parameter.hf_forms[0], expert)
+            names = _names(parameter, expert)
             pairs = zip(first.hf_tensors(parameter, expert), second.hf_tensors(parameter, expert), strict=True)
             for name, (a, b) in zip(names, pairs, strict=True):
                 what = _difference(a, b)
@@ -45,6 +45,15 @@ def differences(
                 advance(a.numel())
         first.drop()
         second.drop()
+
+
+def _names(parameter: Parameter, expert: int) -> tuple[str, ...]:
+    """Of the tensors of a parameter, or of an expert of it, which may be parts of one."""
+    form = parameter.hf_forms[0]
+    if not form.stacked:
+        return expert_names(form, expert)
+    parts = len(parameter.layout.hf_shapes)
+    return tuple(f"{form.names[0]}: expert {expert}, part {part} of {parts}" for part in range(1, parts + 1))
 
 
 def _difference(a: Tensor, b: Tensor) -> str:

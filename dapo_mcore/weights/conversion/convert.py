@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from dapo_mcore.weights.conversion.files import Advance, Buffers, Job, Unfinished
-from dapo_mcore.weights.conversion.hf_files import TensorFile, index_of, targets, tensor_files
+from dapo_mcore.weights.conversion.hf_files import Target, TensorFile, index_of, targets, tensor_files
 from dapo_mcore.weights.conversion.hf_source import HFSource
 from dapo_mcore.weights.conversion.mapped import MappedFile
 from dapo_mcore.weights.conversion.mcore_source import McoreSource
@@ -147,9 +147,21 @@ def _tensors(file: TensorFile, source: Source) -> Buffers:
     """A safetensors file."""
     yield memoryview(file.header)
     for (parameter, expert), group in groupby(file.targets, key=lambda target: (target.parameter, target.expert)):
+        if expert < 0:
+            (target,) = group
+            yield from _stacked(target, source)
+            continue
         tensors = source.hf_tensors(parameter, expert)
         for target in group:
             yield from slices(tensors[target.position], target.dtype)
+
+
+def _stacked(target: Target, source: Source) -> Buffers:
+    """A tensor that holds all experts, one after the other."""
+    parameter = target.parameter
+    for expert in range(parameter.experts):
+        matrix = parameter.layout.to_mcore(source.hf_tensors(parameter, expert))
+        yield from slices(matrix.mT if parameter.hf_forms[0].transposed else matrix, target.dtype)
 
 
 def _frugal(source: Source, advance: Advance) -> Advance:

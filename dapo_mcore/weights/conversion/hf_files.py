@@ -27,7 +27,7 @@ class Target:
     shape: Shape
     dtype: torch.dtype
     parameter: Parameter
-    expert: int
+    expert: int  # -1: the tensor holds all of them
     position: int  # among the tensors of the parameter, or of its expert
 
     @property
@@ -63,6 +63,10 @@ class TensorFile:
 
 def targets(parameter: Parameter, dtype: torch.dtype) -> Iterator[Target]:
     form = parameter.hf_forms[0]
+    if form.stacked:
+        ((name, shape),) = parameter.hf_shapes(form).items()
+        yield Target(name, shape, dtype, parameter, -1, 0)
+        return
     for expert in range(max(parameter.experts, 1)):
         for position, name in enumerate(expert_names(form, expert)):
             yield Target(name, parameter.layout.hf_shapes[position], dtype, parameter, expert, position)

@@ -18,6 +18,7 @@ from dapo_mcore.weights.conversion.mapped import MappedFile
 from dapo_mcore.weights.conversion.slots import Slot, slot
 from dapo_mcore.weights.conversion.torch_dist import read_index
 from dapo_mcore.weights.conversion.torch_record import NotATensor, locate
+from dapo_mcore.weights.families import language_config
 from dapo_mcore.weights.hf_folder import listed
 from dapo_mcore.weights.names import Parameter, parameters
 
@@ -55,7 +56,7 @@ class McoreSource:
         self.path = path
         self._index = read_index(path)
         self._tensors = weights_of(self._index)
-        self._layers = hf_config.num_hidden_layers
+        self._layers = language_config(hf_config).num_hidden_layers
         self._stacked = not any(".layers.0." in key for key in self._tensors)
         self._chunks: dict[str, Chunks] = {}
         self._axes: dict[str, int] = {}  # key -> number of leading axes
@@ -81,7 +82,7 @@ class McoreSource:
         """With the vocabulary padded as it is here."""
         first = next(parameters(hf_config))
         embedding = self._tensors.get(self._key(self._slot(first, 0)))
-        rows = max(embedding.size[0], hf_config.vocab_size) if embedding else None
+        rows = max(embedding.size[0], language_config(hf_config).vocab_size) if embedding else None
         return [parameter for parameter in parameters(hf_config, rows) if not parameter.row.twin]
 
     def _slot(self, parameter: Parameter, expert: int) -> Slot:

@@ -13,6 +13,7 @@ import torch
 from dapo_mcore.weights.boxes import Box, Pair, Shape, Shard, between, matrix
 from dapo_mcore.weights.conversion.slots import Slot, slot
 from dapo_mcore.weights.conversion.torch_record import ALIGNMENT, LARGEST, frame
+from dapo_mcore.weights.families import language_config
 from dapo_mcore.weights.layouts import Layout
 from dapo_mcore.weights.names import Parameter, parameters
 from dapo_mcore.weights.placement import TrainLayout, holders
@@ -65,7 +66,8 @@ def aligned(offset: int) -> int:
 
 def train_layout(hf_config: Any, tp: int, pp: int, vpp: int, ep: int, etp: int) -> TrainLayout:
     """On as few ranks as hold it. ValueError for sizes that do not fit the model."""
-    layers, experts = hf_config.num_hidden_layers, getattr(hf_config, "num_experts", 0)
+    text = language_config(hf_config)
+    layers, experts = text.num_hidden_layers, getattr(text, "num_experts", 0)
     if layers % (pp * vpp):
         raise ValueError(f"--pp {pp} --vpp {vpp}: {pp * vpp} chunks cannot hold {layers} layers evenly; choose sizes "
                          "whose product divides them")  # fmt: skip
@@ -106,8 +108,9 @@ def _chunks(
     hf_config: Any, layout: TrainLayout, dtype_of: Callable[[Parameter], torch.dtype]
 ) -> Iterator[tuple[int, Chunk]]:
     """(rank, chunk that starts at 0) in the order of export."""
-    layers, stacked = hf_config.num_hidden_layers, are_layers_stacked(hf_config)
-    for parameter in parameters(hf_config, padded_vocabulary(hf_config.vocab_size, layout.tp)):
+    text, stacked = language_config(hf_config), are_layers_stacked(hf_config)
+    layers = text.num_hidden_layers
+    for parameter in parameters(hf_config, padded_vocabulary(text.vocab_size, layout.tp)):
         if parameter.row.twin:
             continue
         parts, dtype, shape = layout.parts(parameter), dtype_of(parameter), parameter.layout.full_shape

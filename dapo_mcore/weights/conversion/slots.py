@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dapo_mcore.weights.boxes import Shape
-from dapo_mcore.weights.families import Stage
 from dapo_mcore.weights.names import Parameter
+from dapo_mcore.weights.sections import Stage
 
 
 @dataclass(frozen=True, slots=True)

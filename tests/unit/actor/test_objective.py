@@ -37,7 +37,9 @@ def by_loss_head(logprobs: Tensor, batch: TrainBatch, options: ActorConfig) -> T
     places = corrected.loss_mask.nonzero()[:, 0]
     logits = torch.stack([logprobs, torch.log1p(-logprobs.exp())], dim=-1)[places]
     nothing: Any = None
-    micro_batch = MicroBatch(nothing, nothing, torch.arange(len(places)), torch.zeros_like(places), places, nothing)
+    micro_batch = MicroBatch(
+        nothing, nothing, torch.arange(len(places)), torch.zeros_like(places), places, nothing, nothing
+    )
     head = HeadInput(logits, torch.eye(2).double(), vocab_start=0, vocab_size=2, group=None)
     return policy_loss_head(corrected, chosen)(micro_batch, head).loss
 

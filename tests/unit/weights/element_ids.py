@@ -8,16 +8,29 @@ from types import SimpleNamespace
 import numpy as np
 
 MCORE_PAD, UNWRITTEN = -2, -1
+VISION = {
+    "depth": 1, "hidden_size": 2, "intermediate_size": 3, "in_channels": 1, "temporal_patch_size": 1, "patch_size": 2,
+    "spatial_merge_size": 1, "num_position_embeddings": 4, "deepstack_visual_indexes": [0],
+}  # fmt: skip
 
 
 def config(model_type, **sizes):
     """Every size divides by 8 where a rank could cut it; with 4 numbers per head even one group does."""
-    return SimpleNamespace(**{
-        "model_type": model_type, "num_hidden_layers": 4, "hidden_size": 2, "intermediate_size": 8,
+    text = {
+        "num_hidden_layers": 4, "hidden_size": 2, "intermediate_size": 8,
         "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 70,
         "tie_word_embeddings": False, "num_experts": 8, "moe_intermediate_size": 8, "decoder_sparse_step": 1,
         "mlp_only_layers": [0], **sizes,
-    })  # fmt: skip
+    }  # fmt: skip
+    if "_vl" not in model_type:
+        return SimpleNamespace(model_type=model_type, **text)
+    tied, vision = text.pop("tie_word_embeddings"), SimpleNamespace(**VISION, out_hidden_size=text["hidden_size"])
+    whole = {"text_config": SimpleNamespace(**text), "vision_config": vision, "tie_word_embeddings": tied}
+    return SimpleNamespace(model_type=model_type, **whole)
+
+
+def language(hf):
+    return hf.text_config if "_vl" in hf.model_type else hf
 
 
 def numbered(rows):
@@ -35,14 +48,14 @@ def numbered(rows):
 
 
 def kind(row):
-    name = row.hf_forms[0].names[0].rsplit(".", 2)[-2]
-    return {"q_proj": "qkv", "gate_proj": "gate_up", "o_proj": "columns", "down_proj": "columns",
-            "embed_tokens": "rows", "lm_head": "rows"}.get(name, "whole")  # fmt: skip
+    name = row.hf_forms[0].names[0].removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+    return {"q_proj": "qkv", "gate_proj": "gate_up", "gate_up_proj": "gate_up", "o_proj": "columns",
+            "down_proj": "columns", "embed_tokens": "rows", "lm_head": "rows"}.get(name, "whole")  # fmt: skip
 
 
 def megatron(row, tensors, part, parts, hf):
     if kind(row) == "qkv":
-        groups = [t.reshape(hf.num_key_value_heads, -1, t.shape[1]) for t in tensors]
+        groups = [t.reshape(language(hf).num_key_value_heads, -1, t.shape[1]) for t in tensors]
         interleaved = np.concatenate(groups, axis=1).reshape(-1, tensors[0].shape[1])
         return np.split(interleaved, parts)[part]
     if kind(row) == "rows":
@@ -53,9 +66,9 @@ def megatron(row, tensors, part, parts, hf):
 
 def vllm(row, tensors, part, parts, hf):
     if kind(row) == "qkv":
-        query, *others = (t.reshape(-1, hf.head_dim, t.shape[1]) for t in tensors)
-        heads = max(hf.num_key_value_heads // parts, 1)
-        first = part * hf.num_key_value_heads // parts
+        query, *others = (t.reshape(-1, language(hf).head_dim, t.shape[1]) for t in tensors)
+        heads = max(language(hf).num_key_value_heads // parts, 1)
+        first = part * language(hf).num_key_value_heads // parts
         mine = [np.split(query, parts)[part], *(other[first : first + heads] for other in others)]
         return np.concatenate(mine).reshape(-1, query.shape[2])
     if kind(row) == "rows":
@@ -75,7 +88,7 @@ def before(rows, tensors, hf, *, ranks, tp=1, pp=1, vpp=1, cp=1, ep=1, etp=1):
     """For each rank what Megatron holds: {(parameter, expert): matrix}."""
     dense = np.arange(ranks).reshape(pp, -1, cp, tp)
     sparse = np.arange(ranks).reshape(pp, -1, ep, etp)
-    per_chunk = hf.num_hidden_layers // (pp * vpp)
+    per_chunk = language(hf).num_hidden_layers // (pp * vpp)
     held = [{} for _ in range(ranks)]
     for (index, expert), parts in tensors.items():
         row = rows[index]

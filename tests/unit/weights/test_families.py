@@ -12,8 +12,17 @@ SIZES = SimpleNamespace(
 )  # fmt: skip
 
 
+VISION = SimpleNamespace(
+    depth=2, hidden_size=4, intermediate_size=6, in_channels=3, temporal_patch_size=2, patch_size=2,
+    spatial_merge_size=2, out_hidden_size=8, num_position_embeddings=9, deepstack_visual_indexes=[0],
+)  # fmt: skip
+
+
 def config(model_type, **changes):
-    return SimpleNamespace(**{**vars(SIZES), "model_type": model_type, **changes})
+    whole = {**vars(SIZES), "model_type": model_type, **changes}
+    if "_vl" in model_type:
+        whole |= {"text_config": SimpleNamespace(**whole), "vision_config": VISION}
+    return SimpleNamespace(**whole)
 
 
 def test_names_and_shapes_of_a_mixture_of_experts_with_one_dense_layer():
@@ -52,7 +61,7 @@ def test_only_qwen2_has_biases_and_only_qwen3_has_head_norms():
         return {family for family in FAMILIES if any(name.endswith(end) for name in hf_shapes(config(family)))}
 
     assert families_with("q_proj.bias") == {"qwen2"}
-    assert families_with("q_norm.weight") == {"qwen3", "qwen3_moe"}
+    assert families_with("q_norm.weight") == {"qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe"}
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -84,6 +93,28 @@ def test_vllm_names_cover_both_module_paths_of_experts():
         "model.layers.1.mlp.experts.w13_weight",
         "model.layers.1.mlp.experts.routed_experts.w2_weight",
         "lm_head.weight",
+    }
+
+
+def test_names_of_a_decoder_beside_a_tower_have_prefixes_in_files_and_in_vllm_but_none_in_megatron():
+    rows = {p.mcore_forms(p.layer)[0].names[0]: p for p in parameters(config("qwen3_vl_moe"))}
+    found = {
+        name: (rows[name].hf_forms[0].names[0], rows[name].vllm_forms[-1].names[0])
+        for name in ("embedding.word_embeddings.weight", "output_layer.weight", "visual.merger.norm.weight",
+                     "decoder.layers.1.mlp.experts.local_experts.{expert}.linear_fc2.weight")
+    }  # fmt: skip
+    stem = "language_model.layers.1.mlp.experts"
+    assert found == {
+        "embedding.word_embeddings.weight": (
+            "model.language_model.embed_tokens.weight",
+            "language_model.model.embed_tokens.weight",
+        ),
+        "output_layer.weight": ("lm_head.weight", "language_model.lm_head.weight"),
+        "visual.merger.norm.weight": ("model.visual.merger.norm.weight", "visual.merger.norm.weight"),
+        "decoder.layers.1.mlp.experts.local_experts.{expert}.linear_fc2.weight": (
+            f"model.{stem}.down_proj",
+            "language_model.model.layers.1.mlp.experts.routed_experts.w2_weight",
+        ),
     }
 
 

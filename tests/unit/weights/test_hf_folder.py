@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dapo_mcore.weights.families import Form
 from dapo_mcore.weights.hf_folder import HFFolder, check_folder
 from dapo_mcore.weights.names import hf_shapes, parameters
+from dapo_mcore.weights.sections import Form
 
 EXPERT = "model.layers.1.mlp.experts"
 MOE = SimpleNamespace(

@@ -12,7 +12,7 @@ from dapo_mcore.weights.families import FAMILIES
 from dapo_mcore.weights.names import parameters
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
 from dapo_mcore.weights.plan import reshard_plan
-from tests.unit.weights.element_ids import UNWRITTEN, after, before, config, numbered
+from tests.unit.weights.element_ids import UNWRITTEN, after, before, config, language, numbered
 
 DIVISORS = {1: [1], 2: [1, 2], 4: [1, 2, 4], 8: [1, 2, 4, 8]}
 
@@ -44,7 +44,8 @@ def cases(draw):
 
 
 def plan_of(hf, train, rollout, node=8):
-    padded = hf.vocab_size + -hf.vocab_size % train.get("tp", 1)
+    rows = language(hf).vocab_size
+    padded = rows + -rows % train.get("tp", 1)
     return reshard_plan(hf, TrainLayout(**train), RolloutLayout(**rollout), padded, node)
 
 
