@@ -150,7 +150,7 @@ def test_no_failure_is_tolerated_at_rate_zero(grader, item):
 @pytest.mark.parametrize(
     ("verifier", "reason"),
     [
-        ("maths", "no such verifier; use one of math, reasoning_gym, exact_match"),
+        ("maths", "no such verifier; use one of math, geometry, geometry_accuracy, reasoning_gym, exact_match"),
         ("hostile_verifierz:obey", "cannot import hostile_verifierz"),
         ("hostile_verifiers:obay", "has no 'obay'"),
         ("hostile_verifiers:not_a_function", "not a function but of type int"),
