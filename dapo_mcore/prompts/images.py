@@ -19,6 +19,7 @@ from dapo_mcore.types import EncodedImage
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 VIDEO_KEY = "videos"  # where verl's data sets hold them
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # PIL's readers of rarer ones raise anything
 DAMAGED = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)  # what PIL raises
 
 
@@ -58,10 +59,10 @@ class ImageColumn:
     def _image(self, value: Any, folder: Path) -> EncodedImage:
         data = _encoded(value, folder)
         try:
-            with Image.open(BytesIO(data)) as picture:
+            with Image.open(BytesIO(data), formats=FORMATS) as picture:
                 width, height = picture.size
         except DAMAGED:
-            raise RowFault("a picture that cannot be read: neither PNG nor JPEG nor another format of PIL") from None
+            raise RowFault(f"a picture that cannot be read: not one of {', '.join(FORMATS)}") from None
         if width * height > self.max_pixels:
             raise RowFault(
                 f"a picture of {width} x {height} pixels is above data.max_pixels={self.max_pixels}; make it smaller, "

@@ -121,7 +121,7 @@ def test_what_is_transparent_is_white():
 GOOD = drawn()
 JPEG = drawn((90, 90), kind="JPEG")
 FAULTS = [
-    ({"images": [{"bytes": base64_of(b"no picture")}]}, "a picture that cannot be read: neither PNG nor JPEG"),
+    ({"images": [{"bytes": base64_of(b"no picture")}]}, "a picture that cannot be read: not one of PNG, JPEG"),
     ({"images": [{"bytes": base64_of(GOOD[:-30])}]}, "a picture that breaks off or is damaged"),
     ({"images": [{"bytes": base64_of(JPEG[: len(JPEG) * 9 // 10])}]}, "a picture that breaks off or is damaged"),
     ({"images": [{"bytes": "+!"}]}, "neither bytes nor base64"),
@@ -149,6 +149,7 @@ def test_a_row_with_a_picture_that_cannot_be_used_is_refused_by_file_and_number(
     assert "data.image_key" in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's, about the damage
 def test_no_damage_to_a_picture_raises_anything_but_its_rows_fault(jsonl):
     rng = random.Random(0)
     rows = []
