@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -57,6 +58,21 @@ def _name_shared_memory_after(job: str) -> None:
         return f"{job}-{name(communicator)}".replace("/", "_")
 
     _CPUSHMDistributed.make_group_name = staticmethod(name_of_job)  # type: ignore[method-assign]
+
+
+def unname_shared_memory() -> None:
+    """A process that is killed leaves its shared-memory segment behind. One that has lost its name, which nobody needs
+    once all ranks have mapped it, goes with the last of them.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    start = _CPUSHMDistributed.__init__
+
+    def start_and_unname(self: Any, communicator: Any) -> None:
+        start(self, communicator)  # ends with a barrier
+        Path(f"/dev/shm/{self.group_name}_{communicator.rank}").unlink()
+
+    _CPUSHMDistributed.__init__ = start_and_unname  # type: ignore[method-assign]
 
 
 def before_reload(model: nn.Module) -> None:

@@ -32,3 +32,4 @@ def _end_with_parent() -> None:
 _end_with_parent()
 if current_platform.is_cpu():
     vllm_cpu.send_experts_to_their_owners()
+    vllm_cpu.unname_shared_memory()

@@ -62,7 +62,9 @@ def family() -> list[psutil.Process]:
 
 
 def workers() -> list[psutil.Process]:
-    return [process for process in family() if process.name().startswith("VLLM::Worker")]
+    """In the order of their ranks."""
+    found = [process for process in family() if process.name().startswith("VLLM::Worker")]
+    return sorted(found, key=psutil.Process.name)
 
 
 def poll_on(pool: RayPool) -> None:
@@ -101,7 +103,10 @@ def test_an_engine_one_of_whose_workers_dies_is_lost_and_ends_with_all_its_proce
     pool.submit(requests(16, 4, length=20), SAMPLING)  # more than it decodes together: they cannot have ended
     pool.poll()
     before = family()
-    workers()[0].kill()
+    last = workers()[-1]
+    last.suspend()
+    pool.poll()  # until the others wait for it inside a collective
+    last.kill()
     with pytest.raises(RuntimeError, match="rollout engine 0 was lost"):
         poll_on(pool)
     pool.close()
