@@ -140,11 +140,14 @@ class Fill:
         """How many of the groups from the cursor on will pass, and how many of them are enough."""
         if not self._is_outdated:
             return
-        self._outlook, self._needless, self._is_outdated = Outlook(), 0, False
-        missing = self.wanted - len(self.accepted)
-        for position, age in self._ages():
-            self._needless += self._outlook.suffices(missing, ALL_BUT_CERTAIN)
-            self._outlook.add(self._chance(position, age))
+        chances = [self._chance(position, age) for position, age in self._ages()]
+        self._outlook, self._needless, self._is_outdated = Outlook.of(chances), 0, False
+        without_last = Outlook.of(chances)
+        while chances:
+            without_last.remove(chances.pop())
+            if not without_last.suffices(self.wanted - len(self.accepted), ALL_BUT_CERTAIN):
+                break
+            self._needless += 1
 
     def _ages(self) -> list[tuple[int, int]]:
         """How long the groups from the cursor on have been sampled for: as long as any that was begun later."""

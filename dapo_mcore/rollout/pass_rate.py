@@ -149,9 +149,17 @@ class Outlook:
     mean: float = 0.0
     variance: float = 0.0
 
+    @classmethod
+    def of(cls, probabilities: Sequence[float]) -> Outlook:
+        return cls(sum(probabilities), sum(p * (1 - p) for p in probabilities))
+
     def add(self, probability: float) -> None:
         self.mean += probability
         self.variance += probability * (1 - probability)
+
+    def remove(self, probability: float) -> None:
+        self.mean -= probability
+        self.variance -= probability * (1 - probability)
 
     def suffices(self, missing: int, deviations: float = LIKELY) -> bool:
         """Whether at least `missing` pass, likely: normal quantile, continuity-corrected.
@@ -159,4 +167,4 @@ class Outlook:
         The spread of the posterior itself is not paid for in advance: the rate shows long before the last group is
         done, and what lacks is begun then.
         """
-        return missing <= 0 or self.mean - deviations * math.sqrt(self.variance) >= missing - 0.5
+        return missing <= 0 or self.mean - deviations * math.sqrt(max(self.variance, 0.0)) >= missing - 0.5
