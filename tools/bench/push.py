@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "moe-200M": ("Qwen3Moe", {**SIZES, **EXPERTS, "hidden_size": 512, "num_hidden_layers": 8,
                               "intermediate_size": 1024, "moe_intermediate_size": 384}),
 }  # fmt: skip
-LENGTHS = {"max_prompt_length": 64, "max_response_length": 64}
+LENGTHS: dict[str, Any] = {"max_prompt_length": 64, "max_response_length": 64}
 UNMEASURED = (
     "no accelerator here: vLLM's load_weights beside it, writing into live parameters, and the bar (14 ms for 11.2 GB) "
     "are left to be measured on one. On a CPU a push ends with packing, which an accelerator has not."
