@@ -1,8 +1,9 @@
-"""python -m tools.bench push [--model NAME ...] [--repeat N]: seconds and GB/s of a push of weights into vLLM.
+"""python -m tools.bench push [--model NAME ...] [--repeat N | --check]: seconds and GB/s of a push of weights to vLLM.
 
 In one run per model, one process: the push by a plan with its attestation, the engine's own reload, and the floor, one
-copy of the same tensors. On an accelerator also vLLM's load_weights alone. The fastest of N calls counts; the share of
-the attestation is what a push without it saves.
+copy of the same tensors. On an accelerator also vLLM's load_weights alone. The calls take turns and the fastest of N
+counts; the share of the attestation is what a push without it saves. --check measures nothing, but compares what an
+engine samples after two pushes with what a freshly loaded one does.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "moe-200M": ("Qwen3Moe", {**SIZES, **EXPERTS, "hidden_size": 512, "num_hidden_layers": 8,
                               "intermediate_size": 1024, "moe_intermediate_size": 384}),
 }  # fmt: skip
+LENGTHS: dict[str, Any] = {"max_prompt_length": 64, "max_response_length": 64}
 UNMEASURED = (
     "no accelerator here: vLLM's load_weights beside it, writing into live parameters, and the bar (14 ms for 11.2 GB) "
     "are left to be measured on one. On a CPU a push ends with packing, which an accelerator has not."
@@ -76,25 +78,62 @@ def save_model(name: str, folder: Path) -> None:
     torch.set_default_dtype(torch.float32)
 
 
-def measure(folder: Path, repeat: int) -> dict[str, float]:
-    """Seconds, each the fastest of `repeat`; runs in a process of its own, as a rank of a world of one."""
+def start(folder: Path) -> tuple[Any, list[Any], Any, Any]:
+    """The model's configuration, its chunks under Megatron, an engine with the same weights, and the push between."""
     from dapo_mcore.actor import parallel
     from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
-    from dapo_mcore.config import Dtype, MegatronConfig, ModelConfig, RolloutConfig
+    from dapo_mcore.config import Dtype, MegatronConfig, RolloutConfig
     from dapo_mcore.handover import plan_push
-    from dapo_mcore.platform import platform
-    from dapo_mcore.rollout.colocated import ColocatedEngine
-    from dapo_mcore.weights import hf_weights, load_hf
+    from dapo_mcore.weights import load_hf
 
-    megatron, rollout = MegatronConfig(), RolloutConfig(kv_cache_mb=128)
+    megatron = MegatronConfig()
     parallel.init_model_parallel(megatron, seed=0)
     hf = read_hf_config(folder)
     chunks = build_chunks(hf, transformer_config(hf, megatron, Dtype.bf16))
     load_hf(chunks, folder, hf)
-    engine = ColocatedEngine(
-        ModelConfig(path=str(folder)), rollout, Letters(), max_prompt_length=64, max_response_length=64
-    )
-    push = plan_push(megatron, rollout, hf, chunks, bucket_mb=256)
+    push = plan_push(megatron, RolloutConfig(), hf, chunks, bucket_mb=256)
+    return hf, chunks, build_engine(folder), push
+
+
+def build_engine(folder: Path) -> Any:
+    from dapo_mcore.config import ModelConfig, RolloutConfig
+    from dapo_mcore.rollout.colocated import ColocatedEngine
+
+    rollout = RolloutConfig(kv_cache_mb=128)
+    return ColocatedEngine(ModelConfig(path=str(folder)), rollout, Letters(), **LENGTHS)
+
+
+def check(folder: Path) -> dict[str, bool]:
+    """Whether two pushes of changed weights changed what the engine samples, and whether it is then, bit for bit, what
+    an engine loaded from the exported weights samples. In a process of its own, as a rank of a world of one.
+    """
+    from dapo_mcore.rollout.engine import Request, Sampling, generate
+    from dapo_mcore.types import Prompt
+    from dapo_mcore.weights import hf_weights, save_hf
+
+    def sample(engine: Any) -> list[tuple[Any, Any]]:
+        prompts = (Prompt(uid, uid, tuple(range(1 + uid, 33 + uid)), "", "") for uid in range(8))
+        requests = [Request(prompt, 0, seed=prompt.uid) for prompt in prompts]
+        responses = generate(engine, requests, Sampling(temperature=1.0, max_tokens=32))
+        return [(response.token_ids, response.logprobs) for response in responses]
+
+    hf, chunks, engine, push = start(folder)
+    before = sample(engine)
+    for version in (1, 2):
+        for parameter in (parameter.data for chunk in chunks for parameter in chunk.parameters()):
+            parameter += torch.randn_like(parameter) * parameter.std(correction=0) / 4
+        engine.write(push, version)
+    pushed = sample(engine)
+    save_hf(hf_weights(chunks, hf), hf, folder, folder / "exported")
+    return {"changed": pushed != before, "equal": pushed == sample(build_engine(folder / "exported"))}
+
+
+def measure(folder: Path, repeat: int) -> dict[str, float]:
+    """Seconds, each the fastest of `repeat`; runs in a process of its own, as a rank of a world of one."""
+    from dapo_mcore.platform import platform
+    from dapo_mcore.weights import hf_weights
+
+    hf, chunks, engine, push = start(folder)
     parameters = [parameter.data for chunk in chunks for parameter in chunk.parameters()]
     copies = [torch.empty_like(parameter) for parameter in parameters]
     gb = sum(parameter.nbytes for parameter in parameters) / 1e9
@@ -133,6 +172,13 @@ def fastest(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, fl
     return {name: min(measured[1:]) for name, measured in seconds.items()}
 
 
+def told(name: str, found: dict[str, bool]) -> str:
+    if not found["changed"]:
+        return f"{name}: two pushes of changed weights changed nothing"
+    outcome = "equal, bit for bit, to" if found["equal"] else "NOT EQUAL to"
+    return f"{name}: after two pushes tokens and log-probabilities are {outcome} those of a freshly loaded engine"
+
+
 def report(name: str, found: dict[str, float]) -> str:
     gb = found["gb"]
     lines = [f"{name}: {gb:.3f} GB of weights"]
@@ -150,15 +196,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="one object instead of text; seconds and GB")
+    parser.add_argument("--check", action="store_true", help="measure nothing; exit with 1 if a pushed model differs")
     options = parser.parse_args(arguments)
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in options.model:
         with tempfile.TemporaryDirectory() as folder:
             save_model(name, Path(folder))
-            (results[name],) = spawn(measure, 1, Path(folder), options.repeat)
+            given = [Path(folder)] if options.check else [Path(folder), options.repeat]
+            (results[name],) = spawn(check if options.check else measure, 1, *given)
         if not options.json:
-            print(report(name, results[name]), flush=True)
+            print((told if options.check else report)(name, results[name]), flush=True)
     if options.json:
         print(json.dumps(results))
-    elif not any("load_weights" in found for found in results.values()):
+    if options.check:
+        raise SystemExit(any(not (found["equal"] and found["changed"]) for found in results.values()))
+    if not options.json and not any("load_weights" in found for found in results.values()):
         print(UNMEASURED)
