@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 UNLOADED = -1  # the version of engines that have the weights of the model's folder
 REPLY_WAIT_S = 0.5  # how long a poll waits for the first engine that has something to say
 WAITING_SHARE = 0.25  # of the sequences an engine decodes together: given to it besides, to follow those that end
+BROKEN_OFF_S = 10.0  # for an engine to tell, after a transfer that broke off, that it has everything all the same
+    10.0  # how long after a transfer that broke off an engine may take to tell that it has everything all the same
+)
 
 
 class RayPool:
@@ -218,8 +221,10 @@ class RayPool:
             member.actor.load.remote(sender.meeting, 1 + place * workers, version)
             for place, member in enumerate(present)
         ]
-        with contextlib.suppress(RuntimeError):  # of gloo, when one went away: the calls tell which
+        try:
             sender.send()
+        except RuntimeError:  # of gloo, when one went away: the calls tell which, and the others may wait for ever
+            timeout_s = min(BROKEN_OFF_S, timeout_s)
         for member, call in zip(present, calls, strict=True):
             with self._replacing(member):
                 result(call, timeout_s)
