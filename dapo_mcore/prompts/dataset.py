@@ -83,11 +83,7 @@ def build_prompts(
     if vision is None:
         refuse_pictures(problems, name)
     wanted = [problem for problem in problems if problem.question not in exclude]
-    ids = encode(wanted, tokenizer, instruction=data.instruction, apply_chat_template=data.apply_chat_template)
-    encoded = [
-        Encoded(problem, tokens, vision.spans(problem, tokens) if vision else ())
-        for problem, tokens in zip(wanted, ids, strict=True)
-    ]
+    encoded = _encoded(wanted, data, tokenizer, vision)
     kept = [entry for entry in encoded if entry.length <= data.max_prompt_length]
     overlong = len(encoded) - len(kept)
     if not data.filter_overlong_prompts:
@@ -110,6 +106,16 @@ def build_prompts(
         questions=frozenset(problem.question for problem in problems),
         counts=counts,
     )
+
+
+def _encoded(
+    problems: Sequence[Problem], data: DataConfig, tokenizer: PreTrainedTokenizerBase, vision: ImageTokens | None
+) -> list[Encoded]:
+    ids = encode(problems, tokenizer, instruction=data.instruction, apply_chat_template=data.apply_chat_template)
+    return [
+        Encoded(problem, tokens, vision.spans(problem, tokens) if vision else ())
+        for problem, tokens in zip(problems, ids, strict=True)
+    ]
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
