@@ -25,8 +25,6 @@ UNLOADED = -1  # the version of engines that have the weights of the model's fol
 REPLY_WAIT_S = 0.5  # how long a poll waits for the first engine that has something to say
 WAITING_SHARE = 0.25  # of the sequences an engine decodes together: given to it besides, to follow those that end
 BROKEN_OFF_S = 10.0  # for an engine to tell, after a transfer that broke off, that it has everything all the same
-    10.0  # how long after a transfer that broke off an engine may take to tell that it has everything all the same
-)
 
 
 class RayPool:
