@@ -39,7 +39,7 @@ def read_rows(run: Path) -> Rows:
 
 def curve(rows: Rows, metric: str, against_groups: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Places and values of the rows that hold the metric. Places are steps, or groups sampled up to the step's end."""
-    groups = list(accumulate(row.get("rollout/groups_sampled") or 0 for row in rows))
+    groups = list(accumulate(row.get("sampler/groups_submitted") or 0 for row in rows))
     places = groups if against_groups else [row["step"] for row in rows]
     points = [(x, row[metric]) for x, row in zip(places, rows, strict=True) if row.get(metric) is not None]
     xs, ys = zip(*points, strict=True)

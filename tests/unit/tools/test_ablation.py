@@ -56,7 +56,7 @@ def write_run(folder: Path, accuracies: list[float], groups: list[int]) -> None:
     folder.mkdir(parents=True)
     rows = [{"step": 0, "val/accuracy": accuracies[0]}]
     for step, (accuracy, sampled) in enumerate(zip(accuracies[1:], groups, strict=True), 1):
-        rows.append({"step": step, "rollout/groups_sampled": sampled, "val/accuracy": accuracy, "actor/entropy": 0.1,
+        rows.append({"step": step, "sampler/groups_submitted": sampled, "val/accuracy": accuracy, "actor/entropy": 0.1,
                      "rollout/response_length": 12.0, "rollout/pass_rate": 0.5})  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "val')
 
