@@ -51,7 +51,7 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
 
 
 def test_engines_in_ray_actors_train_the_same_run(model, uninterrupted, tmp_path):
-    engines = ("rollout.backend=ray", "rollout.ray.num_engines=2")
+    engines = ("rollout.backend=ray", "rollout.ray.num_engines=2", PROBE)
     result = train(model, tmp_path, f"trainer.total_training_steps={STEPS}", *engines)
     assert result.returncode == 0, result.stderr
     assert rows(tmp_path) == rows(uninterrupted[0])
