@@ -61,6 +61,11 @@ def family() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def of_engine() -> list[psutil.Process]:
+    actors = [process for process in family() if process.name().startswith("ray::")]
+    return [process for actor in actors for process in (actor, *actor.children(recursive=True))]
+
+
 def workers() -> list[psutil.Process]:
     """In the order of their ranks."""
     found = [process for process in family() if process.name().startswith("VLLM::Worker")]
@@ -102,7 +107,7 @@ def test_a_cluster_of_the_runs_own_is_reached_from_this_machine_alone(pool):
 def test_an_engine_one_of_whose_workers_dies_is_lost_and_ends_with_all_its_processes(pool):
     pool.submit(requests(16, 4, length=20), SAMPLING)  # more than it decodes together: they cannot have ended
     pool.poll()
-    before = family()
+    before = of_engine()
     last = workers()[-1]
     last.suspend()
     pool.poll()  # until the others wait for it inside a collective
