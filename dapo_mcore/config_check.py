@@ -71,8 +71,8 @@ def read_model_config(path: str) -> dict[str, Any]:
 def check_model(config: RunConfig, model: Mapping[str, Any]) -> None:
     """The layout must fit the model: `model` is its config.json."""
     if "vision_config" in model:
-        refuse("model.path", config.model.path, f"model_type={model.get('model_type')} sees images, and a run has no "
-               "prompts with images", "give a model of text")  # fmt: skip
+        refuse("model.path", config.model.path, f"model_type={model.get('model_type')} sees images, and what brings "
+               "them into a run does not exist yet (docs/vision.md)", "give a model of text")  # fmt: skip
     _check_routers(config.actor.moe, model)
     check_model_fits(config.actor.megatron, config.rollout, model)
     longest = config.data.max_prompt_length + config.data.max_response_length

@@ -78,6 +78,13 @@ class Desk:
         return {"prompts": self.source.state(), "pass_rate": self.pass_rate.state(), "bank": self.bank.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when the checkpoint's state is not of these parts, or belongs to other prompts."""
+        if state.keys() != self.state().keys():
+            raise ValueError(
+                f"trainer.resume_mode: the checkpoint has the sampling state of {', '.join(state)}, this version needs "
+                f"that of {', '.join(self.state())}; go on with the version that wrote it, or start anew with "
+                "trainer.resume_mode=disable"
+            )
         self.source.load_state(state["prompts"])
         self.pass_rate.load_state(state["pass_rate"])
         self.bank.load_state(state["bank"])
@@ -100,7 +107,6 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
         validation, excluded = held_out.prompts, held_out.questions if data.exclude_val_from_train else ()
     training = build_prompts(data.train, data, tokenizer, "data.train", excluded, vision)
     print(f"data.train: {training.counts}", flush=True)
-    refuse_vision([*validation, *training.prompts])
     grader = Grader(config.reward)
     try:
         grader.self_test(training.prompts[:4])
@@ -109,16 +115,6 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
         raise
     source = PromptSource(training.prompts, config.trainer.seed, data.shuffle)
     return Desk(config, source, validation, grader, Bank(config.rollout.staleness))
-
-
-def refuse_vision(prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError when a prompt shows a picture: the loop behind the desk is one of text."""
-    shown = [prompt for prompt in prompts if prompt.images]
-    if shown:
-        raise ValueError(
-            f"data.image_key: {len(shown)} of {len(prompts)} prompts show pictures; the data are good, but a policy "
-            "that sees cannot be trained yet (docs/vision.md): give a text model and rows without pictures"
-        )
 
 
 def prepare_folder(config: RunConfig) -> None:

@@ -44,7 +44,7 @@ class VisualSpan:
     """The tokens of a picture: row by row, from `start` on, where every placeholder has become its picture's tokens."""
 
     start: int
-    rows: int
+    rows: int  # of tokens, not of patches
     columns: int
 
     @property
@@ -81,20 +81,10 @@ def expand(token_ids: Sequence[int], spans: Sequence[VisualSpan]) -> tuple[int, 
 
 @dataclass(frozen=True, slots=True)
 class Visual:
-    """An image in a sequence, or a frame of a video: rows x columns visual tokens, one placeholder each.
-
-    Placeholders are told by their places: the same id elsewhere is text.
-    """
+    """An image in a sequence, or a frame of a video. Tokens are told by their places: their id elsewhere is text."""
 
     pixels: Tensor  # [patches, numbers] float32, from the processor; one object for all responses to a prompt
-    start: int  # place of its first token in the sequence
-    rows: int  # of visual tokens, not of patches
-    columns: int
-
-    @property
-    def size(self) -> int:
-        """Visual tokens."""
-        return self.rows * self.columns
+    span: VisualSpan  # in the sequence
 
 
 class FinishReason(StrEnum):

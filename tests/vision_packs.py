@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dapo_mcore.actor.packing import MicroBatch
 from dapo_mcore.actor.policy_model import HeadInput
-from dapo_mcore.types import TrainBatch, Visual
+from dapo_mcore.types import TrainBatch, Visual, VisualSpan
 from tests.tiny_vl import IMAGE, MERGE, PATCH, VOCAB, as_published
 from tools.certificate.reference import in_float64
 
@@ -28,7 +28,8 @@ SAME = (1, 4)  # sequences with one and the same prompt
 
 def picture(seed: int, start: int, rows: int, columns: int) -> Visual:
     draw = torch.Generator().manual_seed(seed)
-    return Visual(torch.randn(rows * columns * MERGE**2, 2 * 3 * PATCH**2, generator=draw), start, rows, columns)
+    pixels = torch.randn(rows * columns * MERGE**2, 2 * 3 * PATCH**2, generator=draw)
+    return Visual(pixels, VisualSpan(start, rows, columns))
 
 
 def mixed_batch() -> TrainBatch:
@@ -40,7 +41,7 @@ def mixed_batch() -> TrainBatch:
     for (length, _), shown in zip(SHOWN, visuals, strict=True):
         ids = torch.randint(IMAGE + 1, VOCAB, (length,), generator=draw)
         for visual in shown:
-            ids[visual.start : visual.start + visual.size] = IMAGE
+            ids[visual.span.start : visual.span.start + visual.span.num_tokens] = IMAGE
         sequences.append(ids)
     sequences[0][-3] = IMAGE
     lengths = torch.tensor([length for length, _ in SHOWN])
@@ -63,10 +64,10 @@ def reference_logits(model: Any, batch: TrainBatch) -> list[Tensor]:
     for ids, visuals in zip(batch.token_ids.split([n for n, _ in SHOWN]), batch.visuals, strict=True):
         kinds = torch.zeros_like(ids)
         for visual in visuals:
-            kinds[visual.start : visual.start + visual.size] = 1
+            kinds[visual.span.start : visual.span.start + visual.span.num_tokens] = 1
         images = {}
         if visuals:
-            grids = torch.tensor([(1, MERGE * v.rows, MERGE * v.columns) for v in visuals])
+            grids = torch.tensor([(1, MERGE * v.span.rows, MERGE * v.span.columns) for v in visuals])
             pixels = torch.cat([v.pixels for v in visuals]).to(model.dtype)
             images = {"pixel_values": pixels, "image_grid_thw": grids}
         found.append(model(ids[None], mm_token_type_ids=kinds[None], **images).logits[0])

@@ -18,7 +18,7 @@ from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.vision.model import vision_chunk
 from dapo_mcore.config import Dtype, MegatronConfig, Recompute
 from dapo_mcore.platform import platform
-from dapo_mcore.weights.families import FAMILIES, language_config
+from dapo_mcore.weights.families import FAMILIES, language_config, text_dims
 
 TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 # Megatron holds these as constants.
@@ -73,14 +73,14 @@ def refuse_unsupported(hf: PretrainedConfig, folder: str | Path) -> None:
 
 def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dtype) -> TransformerConfig:
     """The layers of `hf` under the layout `megatron`, losses counted per token."""
-    has_te, text = platform().has_transformer_engine, language_config(hf)
+    has_te, text, dims = platform().has_transformer_engine, language_config(hf), text_dims(hf, None)
     return TransformerConfig(
-        num_layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        ffn_hidden_size=text.intermediate_size,
-        num_attention_heads=text.num_attention_heads,
-        num_query_groups=text.num_key_value_heads,
-        kv_channels=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        num_layers=dims.layers,
+        hidden_size=dims.hidden,
+        ffn_hidden_size=dims.ffn,
+        num_attention_heads=dims.heads,
+        num_query_groups=dims.groups,
+        kv_channels=dims.head_dim,
         normalization="RMSNorm",
         layernorm_epsilon=text.rms_norm_eps,
         gated_linear_unit=True,

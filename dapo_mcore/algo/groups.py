@@ -48,9 +48,3 @@ def commit_in_order(verdicts: Mapping[int, bool], cursor: int, wanted: int) -> C
             accepted.append(cursor)
         cursor += 1
     return Commit(accepted, cursor)
-
-
-def first_accepted(verdicts: Mapping[int, bool], cursor: int, wanted: int) -> Commit | None:
-    """The commit of `wanted` groups, or None while it is undecided."""
-    commit = commit_in_order(verdicts, cursor, wanted)
-    return commit if len(commit.accepted) == wanted else None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from safetensors.torch import load_file
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
 from dapo_mcore.actor.packing import MicroBatch, Origin
-from dapo_mcore.actor.policy_model import HeadInput, PolicyModel
+from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.vision.inputs import vision_inputs
 from dapo_mcore.config import Dtype, MegatronConfig
 from dapo_mcore.weights import hf_weights, load_hf, save_hf
+from tests.vision_packs import all_logits
 
 LENGTHS = (12, 20, 5, 27)
 TP, EP, ETP, PP, VPP = "tp", "ep", "etp", "pp", "vpp"
@@ -54,22 +54,13 @@ def build(folder: Path, layout: dict[str, int], dtype: Dtype = Dtype.fp32) -> tu
 
 def logits(model: PolicyModel, sequences: list[Tensor]) -> Tensor:
     """[tokens, vocabulary] of a pack."""
-
-    def head(micro_batch: MicroBatch, given: HeadInput) -> Tensor:
-        local = given.hidden @ given.weight.t()
-        if given.group is None:
-            return local[:, : given.vocab_size]
-        parts = [torch.empty_like(local) for _ in range(given.group.size())]
-        dist.all_gather(parts, local, group=given.group)
-        return torch.cat(parts, 1)[:, : given.vocab_size]
-
     ids, tokens = torch.cat(sequences), torch.arange(sum(LENGTHS))
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     packed = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=max(LENGTHS), max_seqlen_kv=max(LENGTHS))
     with torch.no_grad():
         origin = Origin(torch.zeros_like(tokens), torch.tensor([len(tokens)]), None, 1, len(tokens))
         vision = vision_inputs([() for _ in sequences], bounds.tolist(), tokens, ids.device)
-        return model(MicroBatch(ids[None], packed, tokens, tokens, tokens, origin, vision), head)
+        return model(MicroBatch(ids[None], packed, tokens, tokens, tokens, origin, vision), all_logits)
 
 
 def differing(weights: dict[str, Tensor], folder: Path) -> list[str]:

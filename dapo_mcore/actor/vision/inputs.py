@@ -37,20 +37,23 @@ def vision_inputs(
     for begin, of_sequence in zip(bounds, visuals, strict=False):
         for visual in of_sequence:
             if id(visual.pixels) not in first:
-                first[id(visual.pixels)] = sum(other.size for other in distinct)
+                first[id(visual.pixels)] = sum(other.span.num_tokens for other in distinct)
                 distinct.append(visual)
-            tokens = torch.arange(visual.size)
-            where.append(tokens + begin + visual.start)
+            tokens = torch.arange(visual.span.num_tokens)
+            where.append(tokens + begin + visual.span.start)
             features.append(tokens + first[id(visual.pixels)])
     lengths = [end - begin for begin, end in pairwise(bounds)]
-    shown = [*visuals, *([()] * (len(lengths) - len(visuals)))]  # the filler shows nothing
-    positions = [mrope_positions(length, images) for length, images in zip(lengths, shown, strict=True)]
+    spans = [[visual.span for visual in of_sequence] for of_sequence in visuals]
+    spans += [[]] * (len(lengths) - len(visuals))  # the filler shows nothing
+    positions = [mrope_positions(length, shown) for length, shown in zip(lengths, spans, strict=True)]
     pixels = torch.cat([visual.pixels for visual in distinct]) if distinct else torch.empty(0)
     return VisionInputs(
         positions=torch.cat(positions, 1).to(device),
         held=held.to(device),
         pixels=pixels.to(device),
-        sizes=torch.tensor([(v.rows, v.columns) for v in distinct], dtype=torch.int64).reshape(-1, 2).to(device),
+        sizes=torch.tensor([(v.span.rows, v.span.columns) for v in distinct], dtype=torch.int64)
+        .reshape(-1, 2)
+        .to(device),
         where=torch.cat(where).to(device),
         features=torch.cat(features).to(device),
     )

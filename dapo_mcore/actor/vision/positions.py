@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dapo_mcore.types import Visual
+from dapo_mcore.types import VisualSpan
 
 
-def mrope_positions(length: int, visuals: Sequence[Visual]) -> Tensor:
+def mrope_positions(length: int, spans: Sequence[VisualSpan]) -> Tensor:
     """[3, length] int64: time, row and column of every token of a sequence with these images.
 
     Text counts up in all three. An image stands still in time, its rows and columns count from there; what follows
     goes on behind its longer side.
     """
     parts, position, done = [], 0, 0
-    for visual in visuals:
-        text = visual.start - done
+    for span in spans:
+        text = span.start - done
         parts.append(torch.arange(position, position + text).expand(3, -1))
         position += text
-        row = torch.arange(visual.rows).repeat_interleave(visual.columns)
-        column = torch.arange(visual.columns).repeat(visual.rows)
+        row = torch.arange(span.rows).repeat_interleave(span.columns)
+        column = torch.arange(span.columns).repeat(span.rows)
         parts.append(torch.stack([torch.zeros_like(row), row, column]) + position)
-        position += max(visual.rows, visual.columns)
-        done = visual.start + visual.size
+        position += max(span.rows, span.columns)
+        done = span.start + span.num_tokens
     parts.append(torch.arange(position, position + length - done).expand(3, -1))
     return torch.cat(parts, 1)
 

@@ -8,7 +8,7 @@ import torch
 from dapo_mcore.actor.packing import Cut, pack
 from dapo_mcore.actor.vision.inputs import vision_inputs
 from dapo_mcore.actor.vision.positions import InterleavedRope, mrope_positions
-from dapo_mcore.types import Visual
+from dapo_mcore.types import Visual, VisualSpan
 from tests.tiny_vl import IMAGE, MERGE, VOCAB, tiny_vl
 from tests.vision_packs import SAME, mixed_batch
 
@@ -23,12 +23,12 @@ SHOWN = [
 
 
 def visual(start: int, rows: int, columns: int) -> Visual:
-    return Visual(torch.full((rows * columns * MERGE**2, 6), float(start)), start, rows, columns)
+    return Visual(torch.full((rows * columns * MERGE**2, 6), float(start)), VisualSpan(start, rows, columns))
 
 
 def test_an_image_stands_still_in_time_and_text_goes_on_behind_its_longer_side() -> None:
     """Two tokens of text, an image of 2 x 3, text."""
-    assert mrope_positions(10, [visual(2, 2, 3)]).tolist() == [
+    assert mrope_positions(10, [VisualSpan(2, 2, 3)]).tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6],
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6],
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6],
@@ -46,7 +46,7 @@ def test_positions_are_those_of_transformers_for_images_and_for_frames_of_a_vide
     grids = torch.tensor([(1, rows * MERGE, columns * MERGE) for _, rows, columns in spans]) if spans else None
     named = {"video_grid_thw" if video else "image_grid_thw": grids}
     wanted, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, **named)
-    assert torch.equal(mrope_positions(length, [visual(*span) for span in spans]), wanted[:, 0])
+    assert torch.equal(mrope_positions(length, [VisualSpan(*span) for span in spans]), wanted[:, 0])
 
 
 def test_frames_of_a_video_count_like_images() -> None:
@@ -55,7 +55,7 @@ def test_frames_of_a_video_count_like_images() -> None:
     kinds = torch.tensor([[0, 0, 0, 2, 2, 2, 2, 0, 0, 0, 2, 2, 2, 2, 0]], dtype=torch.int)
     grids = torch.tensor([(2, 2 * MERGE, 2 * MERGE)])
     wanted, _ = model.model.get_rope_index(kinds.long(), mm_token_type_ids=kinds, video_grid_thw=grids)
-    assert torch.equal(mrope_positions(15, [visual(3, 2, 2), visual(10, 2, 2)]), wanted[:, 0])
+    assert torch.equal(mrope_positions(15, [VisualSpan(3, 2, 2), VisualSpan(10, 2, 2)]), wanted[:, 0])
 
 
 def test_frequencies_turn_in_turn_with_time_row_and_column() -> None:
@@ -68,7 +68,7 @@ def test_frequencies_turn_in_turn_with_time_row_and_column() -> None:
 
 def test_an_image_that_two_sequences_show_is_held_once_and_its_tokens_are_found_in_both() -> None:
     first = visual(1, 1, 2)
-    again = Visual(first.pixels, 2, 1, 2)
+    again = Visual(first.pixels, VisualSpan(2, 1, 2))
     found = vision_inputs([(first,), (), (again,)], [0, 4, 7, 12, 16], torch.arange(16), CPU)
     assert found.sizes.tolist() == [[1, 2]]
     assert found.pixels.shape == (8, 6)
@@ -107,5 +107,5 @@ def test_selected_responses_keep_their_images() -> None:
     assert batch.visuals is not None
     chosen = batch.select([2, 0, 2]).visuals
     assert chosen is not None
-    assert [[v.start for v in shown] for shown in chosen] == [[2, 11], [], [2, 11]]
+    assert [[v.span.start for v in shown] for shown in chosen] == [[2, 11], [], [2, 11]]
     assert batch.select(SAME).visuals == (batch.visuals[SAME[0]],) * 2

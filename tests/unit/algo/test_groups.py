@@ -3,7 +3,7 @@ from itertools import count, islice
 
 import pytest
 
-from dapo_mcore.algo.groups import commit_in_order, first_accepted, graded_accuracies, is_mixed, passes_filter
+from dapo_mcore.algo.groups import commit_in_order, graded_accuracies, is_mixed, passes_filter
 from dapo_mcore.types import FinishReason, Group, Outcome, Prompt, Response, Sample, Verdict
 
 
@@ -75,9 +75,11 @@ def test_the_commit_equals_sequential_sampling_in_whatever_order_groups_finish()
         verdicts: dict[int, bool] = {}
         for position in chance.sample(range(40), 40):
             verdicts[position] = passes[position]
-            commit = first_accepted(verdicts, 0, wanted)
+            commit = commit_in_order(verdicts, 0, wanted)
             decided = all(p in verdicts for p in range(consumed))
-            assert commit == ((expected, consumed) if decided else None)
+            assert (len(commit.accepted) == wanted) == decided
+            assert commit == (expected, consumed) or not decided
+            assert commit.accepted == expected[: len(commit.accepted)]
 
 
 def test_consecutive_steps_read_the_stream_without_gaps_or_repeats():
@@ -85,7 +87,7 @@ def test_consecutive_steps_read_the_stream_without_gaps_or_repeats():
     passes = {position: chance.random() < 0.4 for position in range(500)}
     cursor, trained = 0, []
     for _ in range(10):
-        accepted, cursor = first_accepted(passes, cursor, 12)
+        accepted, cursor = commit_in_order(passes, cursor, 12)
         trained += accepted
     assert trained == list(islice((p for p in count() if passes[p]), 120))
 
@@ -93,7 +95,6 @@ def test_consecutive_steps_read_the_stream_without_gaps_or_repeats():
 def test_what_passed_so_far_is_committed_up_to_the_first_undecided_prompt():
     verdicts = {5: True, 6: False, 7: True, 9: True}
     assert commit_in_order(verdicts, 5, wanted=3) == ([5, 7], 8)
-    assert first_accepted(verdicts, 5, wanted=3) is None
 
 
 def test_prompts_behind_the_last_committed_one_stay_unread():
