@@ -49,7 +49,9 @@ def assembled(config: RunConfig) -> Iterator[tuple[Callable[[], None], EndOfStep
         policy = build_actor(config.model, config.actor, config.trainer.total_training_steps)
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
-        reference = build_reference(config.model, config.actor, config.ref) if config.needs_reference else None
+        reference = (
+            build_reference(config.model, config.actor, config.ref, policy.chunks) if config.needs_reference else None
+        )
         with ExitStack() as ending:
             with policy.on_host():
                 # transformers leaves eos_token_id untyped
