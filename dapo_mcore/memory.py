@@ -192,7 +192,8 @@ def _sampling(config: RunConfig, hf_config: Any, rollout: RolloutLayout) -> tupl
     held = elements(hf_config, rollout, 0, dims.vocab)  # the first has the most experts
     colocated = config.rollout.backend is RolloutBackend.colocated
     weights, tower = item * (held.dense + held.experts), item * held.tower
-    cache, bucket = config.rollout.kv_cache_mb << 20, config.weights.bucket_mb << 20
+    cache = config.rollout.kv_cache_mb << 20
+    bucket = min(config.weights.bucket_mb << 20, 2 * (weights + tower))  # half to send, half to receive
     per_token = 2 * dims.layers * max(1, dims.groups // rollout.tp) * dims.head_dim * item
     parts = [
         Part("engine's weights", push=weights if colocated else 0, sample=weights),

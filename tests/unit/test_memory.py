@@ -113,6 +113,13 @@ def test_engines_in_ray_have_devices_of_their_own():
     assert gb(found, "sample", "engine's weights", "KV cache") > 30
 
 
+def test_a_push_stages_no_more_than_an_engine_holds():
+    config, hf = small({}), tiny_config("llama")
+    large, tiny = of_the_target(), footprint(config, hf, 1)
+    assert gb(large, "push", "bucket of a push") * 1e9 == 256 << 20
+    assert gb(tiny, "push", "bucket of a push") == 2 * gb(tiny, "push", "engine's weights")
+
+
 def test_a_micro_batch_grows_to_the_longest_sequence():
     budgets = ("actor.ppo_max_token_len_per_gpu=1024", "actor.ppo_max_token_len_per_gpu=3072")
     short, long = (gb(of_the_target(option), "train", "activations") for option in budgets)
