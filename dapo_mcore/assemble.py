@@ -48,7 +48,9 @@ def assembled(config: RunConfig) -> Iterator[tuple[Callable[[], None], EndOfStep
         policy = build_actor(config.model, config.actor, config.trainer.total_training_steps)
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
-        reference = build_reference(config.model, config.actor, config.ref) if config.needs_reference else None
+        reference = (
+            build_reference(config.model, config.actor, config.ref, policy.chunks) if config.needs_reference else None
+        )
         with ExitStack() as ending:
             with policy.on_host():
                 engine = ending.enter_context(rollout_engine(config, tokenizer))

@@ -106,6 +106,8 @@ CONTRADICTIONS = [
     ("rollout.temperature_schedule=[{until:1.5,value:1.2}]", 2, "moe", r"until 1.5.*in \(0, 1\]"),
     ("actor.moe.router_replay=true", 2, "dense", "router_replay=True.*llama has no experts"),
     ("actor.moe.seq_aux_loss_coeff=1e-3", 2, "dense", "seq_aux_loss_coeff=0.001.*llama has no experts"),
+    ("actor.vision.train=all", 2, "moe", "actor.vision.train=all.*has no vision tower.*leave it out"),
+    ("actor.vision.split_images=true", 2, "moe", "actor.vision.split_images=True.*has no vision tower"),
     ("actor.moe.z_loss_coeff=-1e-3", 2, "moe", "z_loss_coeff=-0.001.*0 or more"),
     ("weights.bucket_mb=0", 2, "moe", "weights.bucket_mb=0.*above 0"),
     ("data.max_pixels=0", 2, "moe", "data.max_pixels=0.*above 0"),
