@@ -53,7 +53,8 @@ def checked_environment(site: Site, given: Mapping[str, str]) -> dict[str, str]:
     if site.engines_apart:
         engines = environment(site, Role.rollout, given)
         check(site, Role.rollout, {**given, **values, **engines}, needed=[])
-        values[ROLLOUT] = json.dumps({name: value for name, value in engines.items() if values.get(name) != value})
+        if different := {name: value for name, value in engines.items() if values.get(name) != value}:
+            values[ROLLOUT] = json.dumps(different)
     return values
 
 

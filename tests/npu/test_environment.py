@@ -56,6 +56,10 @@ def test_no_process_that_samples_has_expandable_segments_or_a_queue_that_breaks_
     assert int(values["HCCL_EXEC_TIMEOUT"]) < 1800
 
 
+def test_engines_that_need_nothing_else_are_told_nothing():
+    assert ROLLOUT not in checked_environment(Site("cpu", engines_apart=True), {})
+
+
 def test_what_the_user_exported_stays():
     given = {"HCCL_CONNECT_TIMEOUT": "600", "OMP_NUM_THREADS": "4", "TASK_QUEUE_ENABLE": "0"}
     assert checked_environment(COLOCATED, given).items() >= given.items()

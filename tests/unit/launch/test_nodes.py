@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from dapo_mcore.actor.parallel import init_process_group
+from dapo_mcore.rollout import ray_cluster
 from dapo_mcore.rollout.vllm_env import DEFAULTS, FIXED
-from launch.environment import checked_environment
+from launch.environment import ROLLOUT, checked_environment
 from launch.first_cause import first_cause
 from launch.nodes import Launch, launch_of, parser
 from launch.preflight import check_devices, check_disk, check_meeting_point, wait_for_meeting_point
@@ -138,6 +139,7 @@ def test_who_was_ended_by_a_signal_could_not_tell_and_who_failed_has():
 
 def test_the_table_agrees_with_what_the_program_sets_itself():
     assert inspect.signature(init_process_group).parameters["timeout_s"].default == PROCESS_GROUP_TIMEOUT_S
+    assert ray_cluster.ENVIRONMENT == ROLLOUT
     assert checked_environment(Site("cpu"), {}).items() >= {**FIXED, **DEFAULTS}.items()
 
 
