@@ -47,7 +47,7 @@ def checked_environment(site: Site, given: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ValueError: the environment contradicts itself or the run, with the way out.
     """
-    role = site.launched_role
+    role = site.roles[0]
     values = environment(site, role, given)
     check(site, role, {**given, **values}, needed=[row.name for row in rows(site, role).values() if row.is_needed])
     if site.engines_apart:
@@ -65,11 +65,15 @@ def exports(values: Mapping[str, str]) -> str:
 
 def explain(site: Site, given: Mapping[str, str]) -> str:
     """The whole table: first what holds here, with its value, then the rest."""
-    here = [row for row in TABLE if any(row.applies(site, role) for role in row.roles)]
+    values = {role: environment(site, role, given) for role in site.roles}
+    here = {row: role for row in TABLE for role in site.roles if row.applies(site, role)}
     title = f"platform {site.platform}, {site.nodes} node{'s' * (site.nodes > 1)}; * marks a value of yours"
-    lines = [title, *(_describe(row, given.get(row.name, row.value_at(site)), row.name in given) for row in here)]
-    lines.append("\nnot here:")
-    return "\n".join([*lines, *(_describe(row, row.value_at(site), False) for row in TABLE if row not in here)])
+    lines = [title]
+    for row, role in here.items():
+        value = values[role].get(row.name)
+        lines.append(_describe(row, value, value is not None and given.get(row.name) == value))
+    rest = [_describe(row, row.value_at(site), False) for row in TABLE if row not in here]
+    return "\n".join([*lines, "\nnot here:", *rest])
 
 
 def _describe(row: Variable, value: str | None, is_users: bool) -> str:

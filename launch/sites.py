@@ -38,9 +38,9 @@ class Site:
     jemalloc: str = ""  # the library's file; "" where there is none
 
     @property
-    def launched_role(self) -> Role:
-        """Of the processes that a launcher starts."""
-        return Role.trainer if self.engines_apart else Role.colocated
+    def roles(self) -> tuple[Role, ...]:
+        """Of the run's processes; first that of those which a launcher starts."""
+        return (Role.trainer, Role.rollout) if self.engines_apart else (Role.colocated,)
 
 
 def site_of(platform: str, nodes: int, interface: str, arguments: Sequence[str]) -> Site:

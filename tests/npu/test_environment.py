@@ -179,6 +179,13 @@ def test_the_explanation_has_every_row_and_marks_the_users_values():
     assert "VLLM_CPU_OMP_THREADS_BIND" not in here
 
 
+def test_the_explanation_shows_what_each_process_gets():
+    told = explain(APART, {"TASK_QUEUE_ENABLE": "0"}).partition("not here:")[0]
+    assert "TASK_QUEUE_ENABLE=0 *\n    in trainer" in told
+    assert "TASK_QUEUE_ENABLE=1\n    in rollout" in told
+    assert "TASK_QUEUE_ENABLE=2" not in explain(COLOCATED, {}).partition("not here:")[0]
+
+
 def test_train_explains_the_environment_without_importing_torch():
     program = (
         "import sys, dapo_mcore.train as train\n"
