@@ -10,6 +10,7 @@ import torch
 
 from dapo_mcore.platform import megatron_cpu
 from dapo_mcore.platform.device import MemoryStats, Platform
+from dapo_mcore.platform.engines import EngineTraits
 
 
 def _memory_stats() -> MemoryStats:
@@ -38,4 +39,5 @@ def platform() -> Platform:
         synchronize=_nothing,
         empty_cache=_nothing,
         adapt_megatron=megatron_cpu.apply,
+        engines=EngineTraits(sleep_level=0),
     )

@@ -8,6 +8,7 @@ import os
 import torch
 
 from dapo_mcore.platform.device import MemoryStats, Platform
+from dapo_mcore.platform.engines import EngineTraits
 
 
 def _memory_stats() -> MemoryStats:
@@ -36,4 +37,5 @@ def platform() -> Platform:
         synchronize=torch.cuda.synchronize,
         empty_cache=torch.cuda.empty_cache,
         adapt_megatron=_nothing,
+        engines=EngineTraits(sleep_level=2),  # every parameter is written before the next sampling
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dapo_mcore.platform.engines import EngineTraits
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryStats:
@@ -32,3 +34,4 @@ class Platform:
     synchronize: Callable[[], None]  # wait until the device has done what it was given
     empty_cache: Callable[[], None]  # give cached, unused memory back to the device
     adapt_megatron: Callable[[], None]
+    engines: EngineTraits  # of rollout engines on it
