@@ -24,7 +24,7 @@ from dapo_mcore.handover import Handover
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.orders import ORDERS
-from dapo_mcore.prompts import load_tokenizer
+from dapo_mcore.prompts import load_tokenizer, pixels_under
 from dapo_mcore.rollout.build import rollout_engine
 from dapo_mcore.rollout.engine import RolloutEngine
 from dapo_mcore.rollout.leader import is_leader, lead
@@ -110,6 +110,7 @@ def _connect(
     stopwatch, turns = Stopwatch(), Turns(policy, engine)
     order = ORDERS[config.trainer.loop](config, engine, desk, turns)
     temperature, group_size = temperature_schedule(config), group_size_schedule(config)
+    pixels_of = pixels_under(config.model.path, config.data.max_pixels)
 
     def responses_per_update(step: int) -> int:
         return config.actor.ppo_mini_batch_size * group_size(step)
@@ -119,7 +120,7 @@ def _connect(
         handover.push()
 
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
-        batch = make_batch(groups, config.algorithm, config.reward, config.data)
+        batch = make_batch(groups, config.algorithm, config.reward, config.data, pixels_of)
         return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
 
     def validate() -> Validation:
