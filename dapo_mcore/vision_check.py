@@ -27,6 +27,11 @@ def check_vision(path: str, megatron: MegatronConfig, model: Mapping[str, Any]) 
     if model.get("model_type") not in FAMILIES:
         refuse("model.path", path, f"model_type={model.get('model_type')} sees images, and those that see are "
                f"{' and '.join(FAMILIES)}", "give one of these, or a model of text")  # fmt: skip
+    rope = decoder_of(model).get("rope_parameters") or decoder_of(model).get("rope_scaling") or {}
+    if not rope.get("mrope_interleaved"):
+        refuse("model.path", path, "its config.json does not say mrope_interleaved, and the engine would take the "
+               "sections of the rotary embedding in one piece each",
+               'put "mrope_interleaved": true into rope_parameters of its text_config')  # fmt: skip
     stages, chunks = megatron.pipeline_model_parallel_size, megatron.virtual_pipeline_model_parallel_size
     levels = len(model["vision_config"].get("deepstack_visual_indexes", ()))
     layers = decoder_of(model).get("num_hidden_layers", 0) // stages

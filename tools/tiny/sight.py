@@ -27,7 +27,9 @@ TOWER = {
 # The width is neither the experts' nor twice that: transformers tells transposed matrices by their shapes.
 TEXT = {
     "vocab_size": VOCAB_SIZE, "max_position_embeddings": 1024, "moe_intermediate_size": 48,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [6, 5, 5]},
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 500000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True,
+    },
 }  # fmt: skip
 
 
