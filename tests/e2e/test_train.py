@@ -48,6 +48,7 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
     steps = [line for line in result.stdout.splitlines() if line.startswith("step ")]
     assert len(steps) == STEPS + 1
     assert all(word in steps[1] for word in ("acc", "loss", "entropy", "update"))
+    assert "memory in MB, calculated" in result.stdout
 
 
 def test_engines_in_ray_actors_train_the_same_run(model, uninterrupted, tmp_path):
