@@ -2,10 +2,13 @@
 
 The CPU backend multiplies with packed copies, which are made by post-processing alone. What a caller sees beside them
 are experts transposed by it, linear layers that keep their weights, and a pool that sleeps.
+
+A process with this folder on its path has it as a plugin that vLLM loads by itself, as it loads vllm-ascend.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,11 @@ from tests.npu.fakes.ascend_engine import Pool, Release
 from tests.npu.fakes.ascend_model import LOADABLE, RUNTIME, demand, expert_parameter
 
 NAMES = ("w13_weight", "w2_weight")
+
+
+def register() -> None:
+    """The plugin: 0.23, unless FAKE_VLLM_ASCEND names another release."""
+    install(Release(os.environ.get("FAKE_VLLM_ASCEND", Release.v0_23.value)))
 
 
 def install(release: Release, set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
