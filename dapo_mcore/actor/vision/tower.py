@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from dapo_mcore.platform import platform
+
 
 def build_tower(vision: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """In `dtype`, but for the frequencies of its rotary embedding: they stay in fp32. Weights are not filled."""
-    tower: PreTrainedModel = AutoModel.from_config(vision, dtype=torch.float32)
+    tower: PreTrainedModel = AutoModel.from_config(
+        vision, dtype=torch.float32, attn_implementation=platform().tower_attention
+    )
     tower.requires_grad_(False)
     for parameter in tower.parameters():
         parameter.data = parameter.data.to(dtype)
