@@ -39,7 +39,7 @@ test: lint unit
 	$(RUN) pytest $(NO_DEVICE) tests/distributed tests/e2e
 
 unit: dev
-	$(RUN) pytest $(NO_DEVICE) --numprocesses=2 --dist=loadfile tests/unit
+	$(RUN) pytest $(NO_DEVICE) --numprocesses=2 --dist=loadfile tests/unit tests/npu
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
