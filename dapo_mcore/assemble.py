@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,12 +25,11 @@ from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, 
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.orders import ORDERS
 from dapo_mcore.platform import platform
-from dapo_mcore.prompts import load_tokenizer
+from dapo_mcore.prompts import load_tokenizer, pixels_under
 from dapo_mcore.rollout.build import rollout_engine
 from dapo_mcore.rollout.engine import RolloutEngine
 from dapo_mcore.rollout.leader import is_leader, lead
 from dapo_mcore.rollout.validation import Validation
-from dapo_mcore.rollout.vllm_engine import Tokenizer
 from dapo_mcore.schedules import group_size_schedule, temperature_schedule
 from dapo_mcore.turns import Turns
 from dapo_mcore.types import Group, TrainBatch
@@ -52,11 +51,12 @@ def assembled(config: RunConfig) -> Iterator[tuple[Callable[[], None], EndOfStep
         policy = build_actor(config.model, config.actor, config.trainer.total_training_steps)
         checkpoints = CheckpointStore(Path(config.trainer.output_dir) / "checkpoints", config.trainer.max_ckpt_to_keep)
         _resume(config, checkpoints, policy, desk)
-        reference = build_reference(config.model, config.actor, config.ref) if config.needs_reference else None
+        reference = (
+            build_reference(config.model, config.actor, config.ref, policy.chunks) if config.needs_reference else None
+        )
         with ExitStack() as ending:
             with policy.on_host():
-                # transformers leaves eos_token_id untyped
-                engine = ending.enter_context(rollout_engine(config, cast(Tokenizer, tokenizer)))
+                engine = ending.enter_context(rollout_engine(config, tokenizer))
                 engine.sleep()
             yield _connect(config, policy, reference, engine, checkpoints, desk)
     finally:
@@ -113,6 +113,7 @@ def _connect(
     stopwatch, turns = Stopwatch(), Turns(policy, engine)
     order = ORDERS[config.trainer.loop](config, engine, desk, turns)
     temperature, group_size = temperature_schedule(config), group_size_schedule(config)
+    pixels_of = pixels_under(config.model.path, config.data.max_pixels)
 
     def responses_per_update(step: int) -> int:
         return config.actor.ppo_mini_batch_size * group_size(step)
@@ -122,7 +123,7 @@ def _connect(
         handover.push()
 
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
-        batch = make_batch(groups, config.algorithm, config.reward, config.data)
+        batch = make_batch(groups, config.algorithm, config.reward, config.data, pixels_of)
         return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
 
     def validate() -> Validation:

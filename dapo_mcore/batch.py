@@ -17,15 +17,20 @@ from dapo_mcore.algo import advantage
 from dapo_mcore.algo.advantage import Estimator
 from dapo_mcore.algo.reward import overlong_penalty, shaped_rewards
 from dapo_mcore.config import AdvEstimator, AlgorithmConfig, DataConfig, RewardConfig
-from dapo_mcore.types import FinishReason, Group, Outcome, Response, Sample, TrainBatch
+from dapo_mcore.types import FinishReason, Group, Outcome, PixelsOf, Response, Sample, TrainBatch, Visual
 
 
 def make_batch(
-    groups: Sequence[Group], algorithm: AlgorithmConfig, reward: RewardConfig, data: DataConfig
+    groups: Sequence[Group],
+    algorithm: AlgorithmConfig,
+    reward: RewardConfig,
+    data: DataConfig,
+    pixels_of: PixelsOf | None = None,
 ) -> TrainBatch:
     """The trainable form of `groups`, their responses in order. Every mask is final here.
 
-    No groups make an empty batch, of which `split` makes no updates.
+    No groups make an empty batch, of which `split` makes no updates. `pixels_of` makes a picture's [patches, numbers]
+    float32; None where no prompt has pictures.
 
     Raises ValueError for a score that is not finite.
     """
@@ -37,8 +42,8 @@ def make_batch(
     trained = torch.tensor([_is_trained(sample, algorithm.overlong_filtering) for _, sample in samples])
     penalty = _length_penalty(reward, data.max_response_length)
     batch = TrainBatch(
-        token_ids=torch.tensor([t for prompt, s in samples for t in (*prompt.token_ids, *s.response.token_ids)]),
-        prompt_lengths=torch.tensor([len(prompt.token_ids) for prompt, _ in samples]),
+        token_ids=torch.tensor([t for prompt, s in samples for t in (*prompt.expanded_ids, *s.response.token_ids)]),
+        prompt_lengths=torch.tensor([prompt.length for prompt, _ in samples]),
         response_lengths=lengths,
         loss_mask=trained.repeat_interleave(lengths),
         advantages=torch.zeros(int(lengths.sum())),
@@ -46,6 +51,7 @@ def make_batch(
         routes=_routes(responses),
         rewards=torch.cat([_graded_rewards(group, penalty) for group in groups]),
         groups=torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.samples) for group in groups])),
+        visuals=_visuals(groups, pixels_of),
     )
     return with_advantages(batch, algorithm)
 
@@ -117,6 +123,20 @@ def _routes(responses: Sequence[Response]) -> Tensor | None:
 
 def _is_graded(sample: Sample) -> bool:
     return sample.verdict.outcome is Outcome.GRADED
+
+
+def _visuals(groups: Sequence[Group], pixels_of: PixelsOf | None) -> tuple[tuple[Visual, ...], ...] | None:
+    """[S]: one tuple for all responses to a prompt; equal pictures have their pixels in common."""
+    images = dict.fromkeys(image for group in groups for image in group.prompt.images)
+    if not images:
+        return None
+    assert pixels_of is not None
+    pixels = {image: pixels_of(image) for image in images}
+    shown = [
+        tuple(Visual(pixels[image], span) for image, span in zip(prompt.images, prompt.visual_spans, strict=True))
+        for prompt in (group.prompt for group in groups)
+    ]
+    return tuple(visuals for group, visuals in zip(groups, shown, strict=True) for _ in group.samples)
 
 
 def _is_trained(sample: Sample, overlong_filtering: bool) -> bool:

@@ -345,6 +345,22 @@ class MoeConfig:
     z_loss_coeff: float = 0.0  # squared logsumexp of a router's logits, mean over tokens, summed over layers
 
 
+class TowerTraining(Enum):
+    """What is trained of the vision tower."""
+
+    frozen = "frozen"
+    mergers = "mergers"  # what turns its patches into the decoder's tokens, the deepstack's included
+    all = "all"
+
+
+@dataclass(kw_only=True, slots=True)
+class VisionConfig:
+    """The vision tower of a policy that sees images."""
+
+    train: TowerTraining = TowerTraining.frozen
+    split_images: bool = False  # tensor and context parallel ranks share the images out; False: each computes all
+
+
 @dataclass(kw_only=True, slots=True)
 class ActorConfig:
     ppo_mini_batch_size: int = 32  # prompts (groups) per optimizer update
@@ -364,6 +380,7 @@ class ActorConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     megatron: MegatronConfig = field(default_factory=MegatronConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
 
 
 @dataclass(kw_only=True, slots=True)

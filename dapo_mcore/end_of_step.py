@@ -98,7 +98,5 @@ class EndOfStep:
 def trained_tokens(collected: Collected) -> int:
     """Prompt and response tokens of the responses a step trains on."""
     return sum(
-        len(group.prompt.token_ids) + len(sample.response.token_ids)
-        for group in collected.groups
-        for sample in group.samples
+        group.prompt.length + len(sample.response.token_ids) for group in collected.groups for sample in group.samples
     )

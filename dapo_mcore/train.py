@@ -113,6 +113,8 @@ def run(config: RunConfig, rank: int) -> int:
     from dapo_mcore.rollout.leader import LeaderError, StopRun
 
     try:
+        if rank == 0:
+            tell_memory(config, int(os.environ.get("WORLD_SIZE", "1")))
         with assembled(config) as (train, end):
             end.before_training()
             try:
@@ -129,6 +131,15 @@ def run(config: RunConfig, rank: int) -> int:
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)
         return FAILED
     return 0
+
+
+def tell_memory(config: RunConfig, world_size: int) -> None:
+    """What the run is going to take, before it takes it."""
+    from dapo_mcore.actor.build import read_hf_config
+    from dapo_mcore.memory import footprint, table
+
+    found = footprint(config, read_hf_config(config.model.path), world_size)
+    print("\n".join(table(found, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))), flush=True)
 
 
 def let_leader_speak() -> None:

@@ -6,7 +6,7 @@ Prompt      Response    Verdict    Group      TrainBatch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import BytesIO
@@ -70,6 +70,11 @@ class Prompt:
         """`token_ids` with every placeholder as often as its image has tokens: what the policy computes on."""
         return expand(self.token_ids, self.visual_spans)
 
+    @property
+    def length(self) -> int:
+        """Of `expanded_ids`, in tokens."""
+        return len(self.token_ids) + sum(span.num_tokens - 1 for span in self.visual_spans)
+
 
 def expand(token_ids: Sequence[int], spans: Sequence[VisualSpan]) -> tuple[int, ...]:
     """Repeats the placeholder of each span, which counts positions in the result."""
@@ -85,6 +90,9 @@ class Visual:
 
     pixels: Tensor  # [patches, numbers] float32, from the processor; one object for all responses to a prompt
     span: VisualSpan  # in the sequence
+
+
+PixelsOf = Callable[[EncodedImage], "Tensor"]  # what `Visual.pixels` holds of a picture
 
 
 class FinishReason(StrEnum):

@@ -11,8 +11,8 @@ from torch import Tensor
 from dapo_mcore.actor.packing import MicroBatch
 from dapo_mcore.actor.policy_model import HeadInput
 from dapo_mcore.types import TrainBatch, Visual, VisualSpan
-from tests.tiny_vl import IMAGE, MERGE, PATCH, VOCAB, as_published
-from tools.certificate.reference import in_float64
+from tests.tiny_vl import IMAGE, MERGE, PATCH, VOCAB
+from tools.certificate.vision import image_inputs
 
 RESPONSE = 8  # tokens; what comes before is the prompt
 # Of each sequence its length and its images: (first token, rows, columns). Two show the same image.
@@ -60,37 +60,11 @@ def mixed_batch() -> TrainBatch:
 def reference_logits(model: Any, batch: TrainBatch) -> list[Tensor]:
     """[tokens, vocabulary] of each sequence, which transformers sees alone."""
     assert batch.visuals is not None
-    found = []
-    for ids, visuals in zip(batch.token_ids.split([n for n, _ in SHOWN]), batch.visuals, strict=True):
-        kinds = torch.zeros_like(ids)
-        for visual in visuals:
-            kinds[visual.span.start : visual.span.start + visual.span.num_tokens] = 1
-        images = {}
-        if visuals:
-            grids = torch.tensor([(1, MERGE * v.span.rows, MERGE * v.span.columns) for v in visuals])
-            pixels = torch.cat([v.pixels for v in visuals]).to(model.dtype)
-            images = {"pixel_values": pixels, "image_grid_thw": grids}
-        found.append(model(ids[None], mm_token_type_ids=kinds[None], **images).logits[0])
-    return found
-
-
-def reference_gradients(model: Any, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probabilities [N] of the responses, and the gradients of minus their mean by published name, in float64.
-
-    The vision tower has none.
-    """
-    exact: Any = in_float64(model)
-    exact.model.visual.requires_grad_(False)
-    logits = reference_logits(exact, batch)
     sequences = batch.token_ids.split([n for n, _ in SHOWN])
-    logprobs = torch.cat([
-        logits_of[-RESPONSE - 1 : -1].log_softmax(-1).gather(1, ids[-RESPONSE:, None])[:, 0]
-        for logits_of, ids in zip(logits, sequences, strict=True)
-    ])  # fmt: skip
-    (-logprobs.mean()).backward()
-    zero = {name: torch.zeros_like(tensor) for name, tensor in exact.state_dict().items()}
-    trained = {name: p.grad for name, p in exact.named_parameters() if p.grad is not None}
-    return logprobs.detach(), as_published(zero | trained)
+    return [
+        model(ids[None], **image_inputs(model, ids, visuals)).logits[0]
+        for ids, visuals in zip(sequences, batch.visuals, strict=True)
+    ]
 
 
 def all_logits(micro_batch: MicroBatch, given: HeadInput) -> Tensor:

@@ -4,6 +4,7 @@
     launch/torchrun.sh 2 -m tools.make_tiny_model OUT --seed 0                 experts shared by two processes
     python -m tools.make_tiny_model OUT --rare                                 that hardly ever shows its work
     python -m tools.make_tiny_model OUT --family llama --tied --no-warm-start  random weights of another family
+    python -m tools.make_tiny_model OUT --family qwen3_vl_moe --no-warm-start  that sees, with its processor
 
 OUT/recipe.json says how the model came about; a folder whose recipe is the one asked for is left as it is.
 """
@@ -31,7 +32,7 @@ from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, O
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import save_hf
 from tools.tiny import arithmetic
-from tools.tiny.model import FAMILIES, random_model, save_folder, tiny_config
+from tools.tiny.model import FAMILIES, SEEING, random_model, save_folder, tiny_config
 from tools.tiny.warm_start import RARE, WarmStart, train
 
 RECIPE = "recipe.json"
@@ -126,6 +127,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.rare and given.no_warm_start:
         parser.error("--rare goes on from a warm start: leave --no-warm-start out")
+    if given.family in SEEING and not given.no_warm_start:
+        parser.error(f"--family {given.family} has no warm start: add --no-warm-start")
     warm = None if given.no_warm_start else WarmStart(steps=given.steps)
     then = RARE if given.rare else None
     if is_finished(given.out, recipe_of(given.family, given.tied, given.seed, warm, then)):

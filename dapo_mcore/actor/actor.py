@@ -24,6 +24,7 @@ from dapo_mcore.actor.routing import Routing
 from dapo_mcore.actor.schedule import run_schedule
 from dapo_mcore.actor.scorer import Scorer, gather_logprobs, sum_over_parts
 from dapo_mcore.actor.state import load_sharded_state, sharded_state
+from dapo_mcore.actor.vision.cost import image_cost
 from dapo_mcore.algo.mismatch import gap_metrics
 from dapo_mcore.config import ActorConfig, ModelConfig, OldLogprobs
 from dapo_mcore.observe.metrics import Ratio
@@ -60,7 +61,11 @@ class Actor:
         self._objective = objective
         self._options = options
         self._scorer = Scorer(
-            ddp_chunks, config, language_config(hf_config).vocab_size, options.ppo_max_token_len_per_gpu
+            ddp_chunks,
+            config,
+            language_config(hf_config).vocab_size,
+            options.ppo_max_token_len_per_gpu,
+            image_cost(hf_config, config, options.vision),
         )
         self._routing = Routing(self.chunks, config, options.moe)
 
@@ -192,7 +197,7 @@ def build_actor(model: ModelConfig, options: ActorConfig, total_steps: int) -> A
     """
     hf = read_hf_config(model.path)
     config = transformer_config(hf, options.megatron, model.dtype)
-    chunks = build_chunks(hf, config)
+    chunks = build_chunks(hf, config, options.vision)
     load_hf(chunks, model.path, hf)
     return assemble_actor(hf, config, chunks, options, total_steps)
 

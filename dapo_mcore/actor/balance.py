@@ -45,7 +45,14 @@ def _moe_layers(config: TransformerConfig) -> int:
     return sum(frequency) if isinstance(frequency, list) else config.num_layers // frequency
 
 
-def deal(lengths: Sequence[int], ranks: int, budget: int, cost: Cost, multiple: int = 1) -> Deal:
+def deal(
+    lengths: Sequence[int],
+    ranks: int,
+    budget: int,
+    cost: Cost,
+    multiple: int = 1,
+    images: Sequence[float] | None = None,
+) -> Deal:
     """Sequences dealt over data-parallel ranks by estimated cost. Deterministic; no sequence is split.
 
     The heaviest sequence goes first, each to the rank that has least (LPT, Graham 1969: at most 4/3 of the best
@@ -55,8 +62,10 @@ def deal(lengths: Sequence[int], ranks: int, budget: int, cost: Cost, multiple: 
 
     Args:
         multiple: what the number of micro-batches must be a multiple of (interleaved pipelines).
+        images: what each sequence costs besides its tokens, FLOPs; None: nothing.
     """
-    costs = [cost(length) for length in lengths]
+    besides = images or [0.0] * len(lengths)
+    costs = [cost(length) + more for length, more in zip(lengths, besides, strict=True)]
     heaviest_first = sorted(range(len(lengths)), key=lambda i: (-costs[i], i))
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0.0] * ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from transformers import AutoConfig, PretrainedConfig
 from dapo_mcore.actor.parallel import virtual_stages
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.vision.model import vision_chunk
-from dapo_mcore.config import Dtype, MegatronConfig, Recompute
+from dapo_mcore.config import Dtype, MegatronConfig, Recompute, VisionConfig
 from dapo_mcore.platform import platform
 from dapo_mcore.weights.families import FAMILIES, language_config, text_dims
 
 TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 # Megatron holds these as constants.
+FROZEN_TOWER = VisionConfig()
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -152,18 +154,22 @@ def _experts(text: Any) -> dict[str, Any]:
     }
 
 
-def build_chunks(hf: PretrainedConfig, config: TransformerConfig) -> list[PolicyModel]:
+def build_chunks(
+    hf: PretrainedConfig, config: TransformerConfig, vision: VisionConfig = FROZEN_TOWER
+) -> list[PolicyModel]:
     """This rank's part of the model on its device, one chunk per virtual pipeline stage, weights not filled."""
     tp = config.tensor_model_parallel_size
     stages = config.virtual_pipeline_model_parallel_size
     vp_stages = range(stages) if stages else (None,)
     rows = language_config(hf).vocab_size
-    return [_build_chunk(hf, config, rows + -rows % tp, vp_stage) for vp_stage in vp_stages]
+    return [_build_chunk(hf, config, vision, rows + -rows % tp, vp_stage) for vp_stage in vp_stages]
 
 
-def _build_chunk(hf: PretrainedConfig, config: TransformerConfig, padded: int, vp_stage: int | None) -> PolicyModel:
+def _build_chunk(
+    hf: PretrainedConfig, config: TransformerConfig, vision: VisionConfig, padded: int, vp_stage: int | None
+) -> PolicyModel:
     text = language_config(hf)
-    make = _text_chunk if text is hf else vision_chunk
+    make = _text_chunk if text is hf else partial(vision_chunk, vision=vision)
     where = {"ignore_virtual": False, "vp_stage": vp_stage}
     spec = get_gpt_decoder_block_spec(
         config,

@@ -41,7 +41,7 @@ def build_optimizer(
 ) -> ChainedOptimizer:
     """AdamW over fp32 main parameters, copied here: the chunks' weights must be loaded before.
 
-    Norm weights and biases are not decayed.
+    Norm weights and biases are not decayed, nor those of a trained vision tower; its table of positions is.
     """
     optimizer = get_megatron_optimizer(
         OptimizerConfig(

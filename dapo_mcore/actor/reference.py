@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
 from dapo_mcore.actor.offload import Parked, park, unpark
+from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.routing import Routing
 from dapo_mcore.actor.scorer import Scorer
+from dapo_mcore.actor.vision.model import VisionPolicyModel
 from dapo_mcore.config import ActorConfig, ModelConfig, RefConfig
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import load_hf
@@ -35,10 +38,15 @@ class Reference:
         return park(weight for chunk in self._chunks for weight in chunk.parameters()) if self._offload else []
 
 
-def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig) -> Reference:
+def build_reference(
+    model: ModelConfig, actor: ActorConfig, ref: RefConfig, policy: Sequence[PolicyModel] = ()
+) -> Reference:
     """From `model.path`, whatever checkpoint the policy continues from.
 
     Megatron's groups must exist (`parallel.init_model_parallel`).
+
+    Args:
+        policy: the policy's chunks, as it continues: where both see with the same frozen tower, there is one.
     """
     hf = read_hf_config(model.path)
     config = transformer_config(hf, actor.megatron, model.dtype)
@@ -46,5 +54,8 @@ def build_reference(model: ModelConfig, actor: ActorConfig, ref: RefConfig) -> R
     load_hf(chunks, model.path, hf)
     routing = Routing(chunks, config, actor.moe)
     frozen: list[torch.nn.Module] = [chunk.requires_grad_(False).eval() for chunk in chunks]
+    for chunk, of_policy in zip(frozen, policy, strict=False):
+        if isinstance(chunk, VisionPolicyModel) and isinstance(of_policy, VisionPolicyModel):
+            chunk.share_tower(of_policy)
     scorer = Scorer(frozen, config, language_config(hf).vocab_size, actor.ppo_max_token_len_per_gpu)
     return Reference(frozen, scorer, routing, ref.param_offload)

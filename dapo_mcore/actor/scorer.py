@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from dapo_mcore.actor.loss_head import HeadOutput, logprob_head
 from dapo_mcore.actor.packing import Cut, MicroBatch, pack
 from dapo_mcore.actor.schedule import run_schedule
 from dapo_mcore.platform import platform
-from dapo_mcore.types import TrainBatch
+from dapo_mcore.types import TrainBatch, VisualSpan
 
 
 class Scorer:
@@ -27,12 +27,14 @@ class Scorer:
         config: TransformerConfig,
         vocab_size: int,
         max_token_len: int,
+        image_cost: Callable[[VisualSpan], float] | None = None,
     ) -> None:
-        """`max_token_len` is the token budget of a micro-batch."""
+        """`max_token_len` is the token budget of a micro-batch; `image_cost` that of `vision.cost`, None: nothing."""
         self._chunks = list(chunks)
         self._config = config
         self._vocab_size = vocab_size
         self._max_token_len = max_token_len
+        self._image_cost = image_cost
 
     @torch.no_grad()
     def logprobs(self, batch: TrainBatch, wanted: Tensor) -> Tensor:
@@ -67,7 +69,13 @@ class Scorer:
             self._max_token_len * config.context_parallel_size,
             sequence_cost(config, self._vocab_size),
             multiple=config.pipeline_model_parallel_size if interleaved else 1,
+            images=self._image_costs(batch),
         )
+
+    def _image_costs(self, batch: TrainBatch) -> list[float] | None:
+        if self._image_cost is None or batch.visuals is None:
+            return None
+        return [sum(self._image_cost(visual.span) for visual in shown) for shown in batch.visuals]
 
     @property
     def _cut(self) -> Cut:

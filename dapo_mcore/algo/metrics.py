@@ -26,11 +26,11 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, Ratio]:
 
 
 def response_metrics(groups: Sequence[Group]) -> dict[str, Ratio]:
-    """Lengths in tokens, and the share of responses cut at max_response_length."""
+    """Lengths in tokens, of pictures too, and the share of responses cut at max_response_length."""
     responses = [sample.response for group in groups for sample in group.samples]
     lengths = [len(response.token_ids) for response in responses]
     return {
-        "rollout/prompt_length": mean_of([len(group.prompt.token_ids) for group in groups]),
+        "rollout/prompt_length": mean_of([group.prompt.length for group in groups]),
         "rollout/response_length": mean_of(lengths),
         "rollout/response_length_min": Ratio(min(lengths, default=0), 1),
         "rollout/response_length_max": Ratio(max(lengths, default=0), 1),

@@ -11,6 +11,7 @@ import torch
 from dapo_mcore.config import MegatronConfig
 from dapo_mcore.platform import megatron_cpu
 from dapo_mcore.platform.device import MemoryStats, Platform
+from dapo_mcore.platform.engines import EngineTraits
 
 
 def _memory_stats() -> MemoryStats:
@@ -46,4 +47,5 @@ def platform() -> Platform:
         adapt_megatron=megatron_cpu.apply,
         configure_megatron=_nothing_to_configure,
         make_deterministic=_nothing,
+        engines=EngineTraits(sleep_level=0),
     )

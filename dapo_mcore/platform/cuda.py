@@ -9,6 +9,7 @@ import torch
 
 from dapo_mcore.config import MegatronConfig
 from dapo_mcore.platform.device import MemoryStats, Platform
+from dapo_mcore.platform.engines import EngineTraits
 
 
 def _memory_stats() -> MemoryStats:
@@ -50,4 +51,5 @@ def platform() -> Platform:
         adapt_megatron=_nothing,
         configure_megatron=_nothing_to_configure,
         make_deterministic=_make_deterministic,
+        engines=EngineTraits(sleep_level=2),  # every parameter is written before the next sampling
     )

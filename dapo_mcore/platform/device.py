@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dapo_mcore.config import MegatronConfig
+from dapo_mcore.platform.engines import EngineTraits
 
 
 class UnusableDeviceError(RuntimeError):
@@ -41,3 +42,4 @@ class Platform:
     adapt_megatron: Callable[[], None]  # before megatron.core is imported; idempotent
     configure_megatron: Callable[[MegatronConfig], None]  # before process groups are cut and layers are described
     make_deterministic: Callable[[], None]  # repeatable kernels and collectives; before process groups are made
+    engines: EngineTraits  # of rollout engines on it

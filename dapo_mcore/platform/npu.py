@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dapo_mcore.platform import mindspeed
+from dapo_mcore.platform import ascend_engines, mindspeed
 from dapo_mcore.platform.device import MemoryStats, Platform, UnusableDeviceError
 
 DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}  # read when HCCL and CANN start
@@ -59,6 +59,7 @@ def platform() -> Platform:
         adapt_megatron=mindspeed.adapt,
         configure_megatron=mindspeed.configure,
         make_deterministic=_make_deterministic,
+        engines=ascend_engines.traits(),
     )
 
 

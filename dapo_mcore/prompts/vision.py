@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from dapo_mcore.config_check import read_model_config
 from dapo_mcore.prompts.images import IMAGE_MARK
+from dapo_mcore.prompts.pixels import limits_of, load_image_processor
 from dapo_mcore.prompts.problem import Problem
 from dapo_mcore.types import EncodedImage, VisualSpan
+from dapo_mcore.vision_check import sees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
-PLACEHOLDER = "<|image_pad|>"  # of these families
-PROCESSOR = "Qwen2VLImageProcessor"  # its twin for PIL makes other pixels
+PLACEHOLDER = "<|image_pad|>"  # of Qwen3-VL
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +76,20 @@ def load_image_tokens(path: str, tokenizer: PreTrainedTokenizerBase, max_pixels:
     None for a model that reads text alone.
 
     Raises:
-        ValueError: a vision-language model of an unknown family, or with an unknown processor or none.
+        ValueError: a vision-language model with an unknown processor or none, or whose tokenizer is another's.
     """
     model = read_model_config(path)
-    if "vision_config" not in model:
+    if not sees(model):
         return None
-    if model.get("model_type") not in FAMILIES:
-        raise ValueError(
-            f"model.path={path}: vision-language model of model_type={model.get('model_type')}; pictures are prepared "
-            f"for {', '.join(FAMILIES)}"
-        )
-    cell, smallest, largest = _limits_of_processor(path)
+    processor = load_image_processor(path)
+    smallest, largest = limits_of(processor, max_pixels)
     if max_pixels < smallest:
         raise ValueError(
             f"data.max_pixels={max_pixels}: below the {smallest} pixels to which the model's processor enlarges small "
             "pictures; raise it to that or more"
         )
-    return ImageTokens(
-        _placeholder(path, tokenizer, model.get("image_token_id")), cell, smallest, min(largest, max_pixels)
-    )
+    placeholder = _placeholder(path, tokenizer, model.get("image_token_id"))
+    return ImageTokens(placeholder, processor.patch_size * processor.merge_size, smallest, largest)
 
 
 def _placeholder(path: str, tokenizer: PreTrainedTokenizerBase, expected: int | None) -> int:
@@ -105,26 +100,6 @@ def _placeholder(path: str, tokenizer: PreTrainedTokenizerBase, expected: int | 
             f"image_token_id={expected}; take both from the same model"
         )
     return token_id
-
-
-def _limits_of_processor(path: str) -> tuple[int, int, int]:
-    """Pixels of a cell's side, and least and most pixels of a resized picture."""
-    from transformers import AutoImageProcessor
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.path={path}: no image processor in it ({str(error).splitlines()[0]:.200}); copy "
-            "preprocessor_config.json from the model"
-        ) from None
-    if type(processor).__name__ != PROCESSOR:
-        raise ValueError(
-            f"model.path={path}: image processor {type(processor).__name__}; known is {PROCESSOR}, which needs "
-            "torchvision: copy preprocessor_config.json from the model"
-        )
-    size = processor.size
-    return processor.patch_size * processor.merge_size, size["shortest_edge"], size["longest_edge"]
 
 
 def refuse_pictures(problems: Sequence[Problem], name: str) -> None:

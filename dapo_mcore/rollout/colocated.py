@@ -16,6 +16,7 @@ from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dapo_mcore.prompts.vision import ImageTokens
     from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 
 LOAD = 1.25  # requests dealt to a replica per response that it decodes: what ends within a slice is replaced there
@@ -49,6 +50,7 @@ class ColocatedEngine:
         max_prompt_length: int,
         max_response_length: int,
         record_routes: bool = False,
+        vision: ImageTokens | None = None,
     ) -> None:
         """Start the engine of this rank. Collective over the torch.distributed world, if there is one.
 
@@ -78,6 +80,7 @@ class ColocatedEngine:
                 max_response_length=max_response_length,
                 job=job,
                 record_routes=record_routes,
+                vision=vision,
             )
         )
 

@@ -39,6 +39,11 @@ class Request:
     def key(self) -> Key:
         return self.prompt.uid, self.index
 
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """The tokens of the response that are there already."""
+        return self.partial.token_ids if self.partial else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

@@ -13,6 +13,7 @@ from threading import Thread
 import ray
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
+from dapo_mcore.prompts.vision import ImageTokens
 from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
 from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
 from dapo_mcore.rollout.weight_channel import Meeting
@@ -26,7 +27,7 @@ class Task:
     @property
     def tokens(self) -> int:
         """Upper bound of what is read and sampled for it."""
-        return len(self.request.prompt.token_ids) + self.sampling.max_tokens
+        return len(self.request.prompt.expanded_ids) + self.sampling.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class EngineArguments:
     max_prompt_length: int
     max_response_length: int
     record_routes: bool
+    vision: ImageTokens | None = None
 
 
 class EngineActor:
@@ -57,6 +59,7 @@ class EngineActor:
             max_prompt_length=arguments.max_prompt_length,
             max_response_length=arguments.max_response_length,
             record_routes=arguments.record_routes,
+            vision=arguments.vision,
         )
         if workers := [process.sentinel for process in multiprocessing.active_children()]:
             Thread(target=_end_with_first_of, args=(workers,), daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,17 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch.distributed as dist
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
+from dapo_mcore.platform import platform
 from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
 from dapo_mcore.rollout.rng import undisturbed_rng
 from dapo_mcore.rollout.vllm_env import prepare_environment
+from dapo_mcore.rollout.vllm_inputs import prompt_for, refuse_other_tokens, refuse_prompts
 from dapo_mcore.rollout.vllm_start import start
-from dapo_mcore.types import FinishReason, Response
+from dapo_mcore.types import EncodedImage, FinishReason, Response
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from vllm import SamplingParams
 
+    from dapo_mcore.prompts.vision import ImageTokens
     from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
     from dapo_mcore.rollout.weight_channel import Meeting
 
@@ -70,6 +74,7 @@ class VllmEngine:
         max_response_length: int,
         job: str = "",
         record_routes: bool = False,
+        vision: ImageTokens | None = None,
     ) -> None:
         """Load the model of `model.path`.
 
@@ -77,10 +82,11 @@ class VllmEngine:
             model: folder and dtype.
             rollout: engine options.
             tokenizer: decodes responses; its end-of-sequence token ends them, beside the model's own.
-            max_prompt_length: tokens; longer prompts are refused.
+            max_prompt_length: tokens, those of pictures too; longer prompts are refused.
             max_response_length: tokens.
             job: names this run's shared memory; the same on all ranks, used by no other run on the host.
             record_routes: responses can carry the experts of their tokens (`Sampling.routes`).
+            vision: how the tokens of a picture are counted; None for a model that reads text alone.
 
         Raises:
             ValueError: rollout.kv_cache_mb cannot hold one sequence; or vLLM refused the model or an option.
@@ -92,12 +98,13 @@ class VllmEngine:
         self._max_response_length = max_response_length
         self._max_num_seqs = rollout.max_num_seqs
         self._record_routes = record_routes
+        self._sees = vision is not None
         self._names = count()  # of requests: a key comes back after an abort, and vLLM must not mix the two up
         self._running: dict[str, _Running] = {}
         self._is_guest = dist.is_initialized()
         with undisturbed_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # vLLM's dependencies warn of one another; what matters is raised
-            self._llm = start(model, rollout, max_prompt_length + max_response_length, job, record_routes)
+            self._llm = start(model, rollout, max_prompt_length + max_response_length, job, record_routes, vision)
         if self._is_guest:  # vLLM tears the torch.distributed world down with a discarded engine: keep it to the end
             atexit.register(self._llm.engine_core.shutdown)
 
@@ -110,17 +117,19 @@ class VllmEngine:
         """Queue `requests`.
 
         Raises:
-            ValueError: a prompt or `sampling.max_tokens` is longer than the engine was built for.
+            ValueError: a prompt or `sampling.max_tokens` is longer than the engine was built for; a prompt has pictures
+                that the model cannot see, or of which the engine makes other tokens than the prompt says.
         """
-        self._refuse_overlong(requests, sampling)
+        self._refuse(requests, sampling)
+        decode = functools.cache(EncodedImage.decode)  # once for all responses to a prompt
         with undisturbed_rng():
             for request in requests:
-                before = request.partial.token_ids if request.partial else ()
-                prompt: Any = {"prompt_token_ids": [*request.prompt.token_ids, *before]}
                 name = str(next(self._names))
-                params = self._params(request.seed, sampling, sampling.max_tokens - len(before))
+                params = self._params(request.seed, sampling, sampling.max_tokens - len(request.sampled))
+                prompt: Any = prompt_for(request, decode)
                 inner = self._llm.add_request(name, prompt, params)
                 self._running[name] = _Running(request, sampling, inner)
+                refuse_other_tokens(request, self._state(inner).prompt_token_ids)
 
     def poll(self) -> list[Finished]:
         """What finishes within `SLICE` decoding steps."""
@@ -142,14 +151,15 @@ class VllmEngine:
         return [finished for finished in aborted if finished.response.token_ids]
 
     def clear(self) -> None:
-        """Forget everything in flight, after a failure."""
+        """Forget everything in flight, after a failure; both ends of vLLM's cache of pictures, which may disagree."""
         self._llm.abort_request(list(self._running))
         self._running.clear()
+        self._llm.reset_mm_cache()
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over `weights`, pairs of HF name and full tensor, and forget what was computed with the old ones.
 
-        A sleeping engine gets the weights' memory back before, but not yet the KV cache's (`wake`).
+        A sleeping engine gets the weights' memory back before, but not yet the KV cache's, and forgets when it wakes.
 
         Raises:
             ValueError: a weight is missing.
@@ -182,21 +192,32 @@ class VllmEngine:
             self._llm.wake_up(["weights"])
         with undisturbed_rng():
             self._llm.collective_rpc(method, args=arguments)
+        if not self._llm.is_sleeping():
+            self._forget()
+        self.version = version
+
+    def _forget(self) -> None:
+        """Drop what was computed with earlier weights."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
-        self.version = version
+        self._llm.reset_encoder_cache()  # what the old tower made of pictures
+        self._llm.reset_mm_cache()  # pictures of earlier steps
 
     def wake(self) -> None:
         """After `sleep` and `load`: take the KV cache's memory back, ready to sample."""
         if self._llm.is_sleeping():
             self._llm.wake_up(["kv_cache"])
+            self._forget()
 
     def sleep(self) -> None:
-        """Give the memory of weights and KV cache to the trainer; the weights are lost. On a CPU nothing happens."""
-        from vllm.platforms import current_platform
+        """Give the memory of weights and KV cache to the trainer, where the platform's engines sleep.
 
-        if not current_platform.is_cpu():
-            self._llm.sleep(level=2)
+        The weights must come again before the next sampling.
+        """
+        if level := platform().engines.sleep_level:
+            if not self._llm.is_sleeping():
+                self._llm.collective_rpc("prepare_to_sleep")
+            self._llm.sleep(level=level)
             self.version = -1
 
     def close(self) -> None:
@@ -207,18 +228,13 @@ class VllmEngine:
         if not self._is_guest:
             self._llm.engine_core.shutdown()
 
-    def _refuse_overlong(self, requests: Sequence[Request], sampling: Sampling) -> None:
+    def _refuse(self, requests: Sequence[Request], sampling: Sampling) -> None:
         if sampling.max_tokens > self._max_response_length:
             raise ValueError(
                 f"{sampling.max_tokens} response tokens asked for, but data.max_response_length="
                 f"{self._max_response_length} is what the engine has room for; ask for fewer or raise that"
             )
-        for prompt in (request.prompt for request in requests):
-            if len(prompt.token_ids) > self._max_prompt_length:
-                raise ValueError(
-                    f"prompt {prompt.uid} (row {prompt.row}) has {len(prompt.token_ids)} tokens, above "
-                    f"data.max_prompt_length={self._max_prompt_length}; filter or truncate it, or raise that"
-                )
+        refuse_prompts([request.prompt for request in requests], self._max_prompt_length, self._sees)
 
     def _params(self, seed: int, sampling: Sampling, max_tokens: int) -> SamplingParams:
         from vllm import SamplingParams
@@ -259,9 +275,13 @@ class VllmEngine:
         response = self._response(running.request, sample.token_ids, sample.logprobs.logprobs, reason)
         return Finished(running.request, replace(response, routes=routes if running.sampling.routes else None))
 
+    def _state(self, inner_name: str) -> Any:
+        """Of a running request, as vLLM keeps it for its output."""
+        return self._llm.output_processor.request_states[inner_name]
+
     def _aborted(self, running: _Running) -> Finished:
         """Read from vLLM's state of a running request: an aborted one has no output."""
-        state = self._llm.output_processor.request_states[running.inner_name]
+        state = self._state(running.inner_name)
         assert state.detokenizer is not None
         assert state.logprobs_processor is not None
         tokens: list[int] = state.detokenizer.output_token_ids

@@ -8,20 +8,32 @@ from typing import TYPE_CHECKING, Literal
 import torch.distributed as dist
 
 from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
+from dapo_mcore.platform import platform
 from dapo_mcore.rollout import vllm_cpu
+from dapo_mcore.rollout.vllm_inputs import options_for_pictures
 
 if TYPE_CHECKING:
     from vllm import EngineArgs, LLMEngine
+
+    from dapo_mcore.prompts.vision import ImageTokens
 
 DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {Dtype.fp32: "float32", Dtype.bf16: "bfloat16"}
 WORKER = "dapo_mcore.rollout.vllm_worker.WeightUpdate"
 WORKER_PROCESS = "dapo_mcore.rollout.vllm_worker_process.WeightUpdate"
 
 
-def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: str, record_routes: bool) -> LLMEngine:
+def start(
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    max_model_len: int,
+    job: str,
+    record_routes: bool,
+    vision: ImageTokens | None,
+) -> LLMEngine:
     """An engine in the torch.distributed world, if there is one, or in a world of its own.
 
-    `max_model_len` is in tokens; `job` and `record_routes` as of `VllmEngine`. Call `prepare_environment` before.
+    `max_model_len` is in tokens; `job`, `record_routes` and `vision` as of `VllmEngine`. Call `prepare_environment`
+    before.
 
     Raises:
         ValueError: rollout.kv_cache_mb cannot hold one sequence; or vLLM refused the model or an option.
@@ -29,7 +41,7 @@ def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: s
     from vllm import EngineArgs
     from vllm.platforms import current_platform
 
-    on_cpu = current_platform.is_cpu()
+    on_cpu, traits = current_platform.is_cpu(), platform().engines
     if on_cpu:
         vllm_cpu.mend(job)
     is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
@@ -42,7 +54,6 @@ def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: s
     in_process = "external_launcher" if is_one_of_many else "uni"
     args = EngineArgs(
         model=model.path,
-        skip_tokenizer_init=True,
         dtype=DTYPES[model.dtype],
         max_model_len=max_model_len,
         tensor_parallel_size=rollout.tensor_model_parallel_size,
@@ -57,12 +68,14 @@ def start(model: ModelConfig, rollout: RolloutConfig, max_model_len: int, job: s
         max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
         max_num_seqs=rollout.max_num_seqs,
         enforce_eager=on_cpu or rollout.enforce_eager,
-        enable_sleep_mode=not on_cpu,
+        enable_sleep_mode=traits.sleep_level > 0,
         logprobs_mode="processed_logprobs",  # under the distribution that was sampled
         generation_config="vllm",  # sampling is said per request, not by a file of the model
         worker_extension_cls=WORKER_PROCESS if has_processes else WORKER,
         disable_log_stats=True,
         use_tqdm_on_load=False,
+        **options_for_pictures(vision, max_model_len),
+        **traits.options,
     )
     llm = _launch(args, rollout.kv_cache_mb)
     if record_routes and on_cpu:

@@ -8,9 +8,9 @@ import pytest
 
 from tests.distributed.wrong_updates import measure_wrong
 from tools.certificate.cases import Case, all_cases, write_models, write_truths
-from tools.certificate.layouts import DENSE, LAYOUTS, MOE
+from tools.certificate.layouts import DENSE, LAYOUTS, MOE, SEEING_DENSE, SEEING_MOE
 from tools.certificate.measure import Measured
-from tools.certificate.options import OPTIONS
+from tools.certificate.options import OPTIONS, SPLIT, TOWER
 from tools.certificate.spawn import spawn
 from tools.certify import certify_here, main, summary
 
@@ -19,12 +19,12 @@ LAYOUT = {layout.name: layout for layout in LAYOUTS}
 ASKED_FOR = {
     "DP2": (DENSE, MOE),
     "DP4": (DENSE, MOE),
-    "TP2": (DENSE,),
-    "TP2+SP": (DENSE, MOE),
-    "PP2": (DENSE, MOE),
+    "TP2": (DENSE, SEEING_DENSE),
+    "TP2+SP": (DENSE, MOE, SEEING_MOE),
+    "PP2": (DENSE, MOE, SEEING_MOE),
     "PP2xVPP2": (DENSE, MOE),
-    "CP2": (DENSE, MOE),
-    "EP2": (MOE,),
+    "CP2": (DENSE, MOE, SEEING_MOE),
+    "EP2": (MOE, SEEING_MOE),
     "EP4": (MOE,),
     "ETP2": (MOE,),
     "DP2xETP2": (MOE,),
@@ -34,12 +34,17 @@ ASKED_FOR = {
     "TP2+SPxCP2": (DENSE, MOE),
     "PP2xCP2": (DENSE,),
     "PP2xCP2xEP2": (MOE,),
+    "single, recompute full": (SEEING_MOE,),
+    "DP2, overlap": (SEEING_MOE,),
+    "CP2xEP2, overlap": (SEEING_MOE,),
 }
 WRONG_CASES = {
     "mask dropped": [("DP2", DENSE, "DAPO"), ("CP2", MOE, "DAPO"), ("PP2", DENSE, "DAPO")],
     "mean of micro-batch means": [("DP2", DENSE, "DAPO"), ("TP2+SP", MOE, "DAPO"), ("PP2", DENSE, "DAPO")],
     "KL averaged over micro-batches": [("DP2", DENSE, "KL k3"), ("CP2", MOE, "KL k2"), ("PP2", DENSE, "KL k1")],
     "balance loss unscaled under sequence parallelism": [("TP2+SP", MOE, "router losses")],
+    "tower summed over tensor ranks": [("TP2+SP", SEEING_MOE, TOWER)],
+    "split images without their sum": [("CP2xEP2, overlap", SEEING_MOE, SPLIT), ("TP2", SEEING_DENSE, SPLIT)],
 }
 WRONG_IDS = [(name, " | ".join(case)) for name, cases in WRONG_CASES.items() for case in cases]
 

@@ -17,6 +17,9 @@ from dapo_mcore.actor.actor import Actor
 from dapo_mcore.actor.loss_head import policy_loss_head
 from dapo_mcore.actor.objective import Objective
 from dapo_mcore.actor.router_losses import Weights
+from dapo_mcore.actor.vision import model as vision_model
+from dapo_mcore.actor.vision.features import _SumOverRanks
+from dapo_mcore.actor.vision.tower import build_tower
 from dapo_mcore.types import TrainBatch
 from tools.certificate.cases import Case
 from tools.certificate.measure import Measured, laid_out, measure
@@ -66,11 +69,30 @@ def balance_loss_of_one_rank() -> AbstractContextManager[Any]:
     return mock.patch.object(Weights, "total", total)
 
 
+def tower_summed_over_tensor_ranks() -> AbstractContextManager[Any]:
+    """Marked as Megatron's own norms are, which see a part of the tokens each."""
+
+    def build_tower_(*args: Any) -> Any:
+        tower = build_tower(*args)
+        for parameter in tower.parameters():
+            vars(parameter).update(average_gradients_across_tp_domain=False, sequence_parallel=True)
+        return tower
+
+    return mock.patch.object(vision_model, "build_tower", build_tower_)
+
+
+def split_images_without_their_sum() -> AbstractContextManager[Any]:
+    """The gradient that a rank has of its own images, as if its loss were the only one that sees them."""
+    return mock.patch.object(_SumOverRanks, "backward", staticmethod(lambda ctx, gradient: (gradient, None)))
+
+
 WRONG: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "mask dropped": mask_dropped,
     "mean of micro-batch means": mean_of_micro_batches,
     "KL averaged over micro-batches": kl_mean_of_micro_batches,
     "balance loss unscaled under sequence parallelism": balance_loss_of_one_rank,
+    "tower summed over tensor ranks": tower_summed_over_tensor_ranks,
+    "split images without their sum": split_images_without_their_sum,
 }
 
 

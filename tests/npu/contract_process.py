@@ -101,8 +101,8 @@ def tower_features(name: str) -> torch.Tensor:
 
     tower = tiny_vl("qwen3_vl").model.visual
     tower.set_attn_implementation(name)
-    pixels = torch.randn(4 * 4 + 4 * 2, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(1))
-    return visual_features(tower, pixels, torch.tensor([[2, 2], [2, 1]]))
+    pixels = torch.randn(16 + 8, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(1))
+    return visual_features(tower, pixels.split([16, 8]), torch.tensor([[2, 2], [2, 1]]))
 
 
 def deterministic_mode() -> None:
@@ -120,7 +120,7 @@ def right() -> dict[str, Any]:
     from dapo_mcore.actor import parallel
     from dapo_mcore.actor.actor import build_actor
     from dapo_mcore.actor.vision.tower import build_tower
-    from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
+    from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig, TowerTraining
     from dapo_mcore.platform import platform
     from tests.tiny_vl import tiny_vl
     from tools.certificate.reference import random_batch, tiny_model
@@ -138,7 +138,7 @@ def right() -> dict[str, Any]:
     text, torch_npu.RECORDS[:] = list(torch_npu.RECORDS), []
     seen = tower_features(found.tower_attention)
     tower, torch_npu.RECORDS[:] = list(torch_npu.RECORDS), []
-    built = build_tower(tiny_vl("qwen3_vl").config.vision_config, torch.float32)
+    built = build_tower(tiny_vl("qwen3_vl").config.vision_config, torch.float32, TowerTraining.frozen, False)
     return {
         "platform": [found.name, found.collective_backend, found.has_transformer_engine, found.actor_resources(2)],
         "repatched": sys.modules["mindspeed.megatron_adaptor"].REPATCHED,

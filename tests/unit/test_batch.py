@@ -16,7 +16,18 @@ from dapo_mcore.config import (
     OverlongBufferConfig,
     RewardConfig,
 )
-from dapo_mcore.types import FinishReason, Group, Outcome, Prompt, Response, Sample, TrainBatch, Verdict
+from dapo_mcore.types import (
+    EncodedImage,
+    FinishReason,
+    Group,
+    Outcome,
+    Prompt,
+    Response,
+    Sample,
+    TrainBatch,
+    Verdict,
+    VisualSpan,
+)
 
 DATA = DataConfig(max_response_length=8)
 NO_LENGTH_TERM = RewardConfig(overlong_buffer=OverlongBufferConfig(enable=False, len=0))
@@ -66,6 +77,41 @@ def test_responses_lie_flat_behind_their_prompts_in_the_order_of_the_groups():
     responses = torch.tensor([11, 12, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 26, 27, 28])
     torch.testing.assert_close(batch.rollout_logprobs, -0.01 * responses)
     assert [t for tokens, *_ in rows(batch) for t in tokens if t > 10] == responses.tolist()
+
+
+def test_a_picture_is_made_once_for_all_responses_and_prompts_that_show_it():
+    red, blue = EncodedImage(b"red", 8, 8), EncodedImage(b"blue", 8, 4)
+    equal = EncodedImage(bytes(bytearray(b"red")), 8, 8)  # read from another row
+    shown = {
+        0: ((1, 9, 2), (red,), (VisualSpan(1, 2, 2),)),
+        1: ((3,), (), ()),
+        2: ((9, 4, 9), (blue, equal), (VisualSpan(0, 1, 2), VisualSpan(3, 2, 2))),
+    }
+    samples = sample((11, 12), 1.0), sample((9,), -1.0)
+    groups = [Group(Prompt(uid, uid, ids, "", "", {}, *seen), samples) for uid, (ids, *seen) in shown.items()]
+    made: list[EncodedImage] = []
+
+    def pixels_of(image: EncodedImage) -> torch.Tensor:
+        made.append(image)
+        return torch.full((4, 3), float(len(made)))
+
+    batch = make_batch(groups, AlgorithmConfig(), NO_LENGTH_TERM, DATA, pixels_of)
+    assert made == [red, blue]
+    assert batch.prompt_lengths.tolist() == [6, 6, 1, 1, 7, 7]
+    assert [tokens for tokens, *_ in rows(batch)][::2] == [
+        [1, 9, 9, 9, 9, 2, 11, 12], [3, 11, 12], [9, 9, 4, 9, 9, 9, 9, 11, 12],
+    ]  # fmt: skip
+    assert batch.visuals is not None
+    first, again, *text, third, _ = batch.visuals
+    assert first is again
+    assert text == [(), ()]
+    assert [visual.span for visual in third] == list(shown[2][2])
+    assert third[1].pixels is first[0].pixels
+    assert [visual.pixels[0, 0].item() for visual in third] == [2.0, 1.0]
+
+
+def test_a_batch_of_text_shows_nothing():
+    assert batch_of(FIRST).visuals is None
 
 
 def test_every_field_has_its_documented_type():

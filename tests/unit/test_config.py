@@ -13,12 +13,20 @@ from dapo_mcore.train import load_config, main
 MOE = {"model_type": "qwen3_moe", "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 8,
        "num_hidden_layers": 4, "moe_intermediate_size": 24, "max_position_embeddings": 256}  # fmt: skip
 DENSE = {"model_type": "llama", "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 256}
-VISION = {"model_type": "qwen3_vl", "text_config": DENSE, "vision_config": {"depth": 2}}
+DECODER = {**MOE, "model_type": "qwen3_vl_moe_text", "rope_parameters": {"mrope_interleaved": True}}
+VISION = {
+    "model_type": "qwen3_vl_moe",
+    "text_config": DECODER,
+    "vision_config": {"deepstack_visual_indexes": [8, 16, 24]},
+}
+OTHER_VISION = {"model_type": "llava", "text_config": DENSE, "vision_config": {}}
+IN_CHUNKS = VISION | {"text_config": DECODER | {"rope_parameters": {"mrope_section": [24, 20, 20]}}}
+MODELS = {"moe": MOE, "dense": DENSE, "vision": VISION, "llava": OTHER_VISION, "in chunks": IN_CHUNKS}
 
 
 @pytest.fixture
 def models(tmp_path):
-    for name, config in (("moe", MOE), ("dense", DENSE), ("vision", VISION)):
+    for name, config in MODELS.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     return tmp_path
@@ -33,6 +41,19 @@ def test_the_quickstart_composes_and_passes_the_check(models):
     check(config, world_size=2)
     assert config.actor.clip_ratio_high == 0.28
     assert config.data.train_batch_size == 32
+
+
+def test_the_option_check_reads_the_decoder_of_a_vision_language_model(models):
+    check(load(models, "actor.moe.router_replay=true", model="vision"), world_size=2)
+
+
+def test_virtual_stages_that_split_the_layers_with_visual_features_are_refused(models):
+    vision = VISION | {"vision_config": {"deepstack_visual_indexes": [8, 16]}}
+    (models / "vision" / "config.json").write_text(json.dumps(vision))
+    stages = [f"actor.megatron.{kind}pipeline_model_parallel_size=2" for kind in ("", "virtual_")]
+    check(load(models, stages[0], model="vision"), world_size=4)
+    with pytest.raises(ValueError, match=r"virtual_pipeline_model_parallel_size=2: leaves 1 layers.*the first 2"):
+        check(load(models, *stages, model="vision"), world_size=4)
 
 
 # override, what the message names
@@ -88,16 +109,17 @@ CONTRADICTIONS = [
     ("rollout.temperature_schedule=[{until:1.5,value:1.2}]", 2, "moe", r"until 1.5.*in \(0, 1\]"),
     ("actor.moe.router_replay=true", 2, "dense", "router_replay=True.*llama has no experts"),
     ("actor.moe.seq_aux_loss_coeff=1e-3", 2, "dense", "seq_aux_loss_coeff=0.001.*llama has no experts"),
+    ("actor.vision.train=all", 2, "moe", "actor.vision.train=all.*has no vision tower.*leave it out"),
+    ("actor.vision.split_images=true", 2, "moe", "actor.vision.split_images=True.*has no vision tower"),
     ("actor.moe.z_loss_coeff=-1e-3", 2, "moe", "z_loss_coeff=-0.001.*0 or more"),
     ("weights.bucket_mb=0", 2, "moe", "weights.bucket_mb=0.*above 0"),
     ("data.max_pixels=0", 2, "moe", "data.max_pixels=0.*above 0"),
     ("data.train_batch_size=0", 2, "moe", "data.train_batch_size=0.*above 0"),
-    (
-        "trainer.total_training_steps=1",
-        2,
-        "vision",
-        "model.path=.*qwen3_vl sees images.*give a model of text",
-    ),
+    ("rollout.n=2", 2, "llava", "model.path=.*llava sees images.*qwen3_vl and qwen3_vl_moe"),
+    ("rollout.n=2", 2, "in chunks", "model.path=.*does not say mrope_interleaved.*put .*true"),
+    ("actor.megatron.pipeline_model_parallel_size=2", 4, "vision", "pipeline.*size=2: leaves 2 layers.*the first 3"),
+    ("actor.megatron.expert_model_parallel_size=3", 3, "vision", "expert_model_parallel_size=3.*8 experts"),
+    ("data.max_response_length=300", 2, "vision", "max_position_embeddings 256"),
 ]
 
 
@@ -247,8 +269,8 @@ def test_fused_rotary_embeddings_are_refused_where_positions_have_several_dimens
     text = {**DENSE, entry: {"rope_type": "default", "mrope_section": [24, 20, 20]}}
     options = MegatronConfig(apply_rope_fusion=True)
     with pytest.raises(ValueError, match=r"apply_rope_fusion=True.*mrope_section is \[24, 20, 20\]; set it to false"):
-        check_model_fits(options, RolloutConfig(), {**VISION, "text_config": text})
-    check_model_fits(MegatronConfig(), RolloutConfig(), {**VISION, "text_config": text})
+        check_model_fits(options, RolloutConfig(), text)
+    check_model_fits(MegatronConfig(), RolloutConfig(), text)
     check_model_fits(options, RolloutConfig(), {**DENSE, entry: {"rope_type": "default"}})
 
 

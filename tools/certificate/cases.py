@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from dapo_mcore.config import ActorConfig, Dtype, MoeConfig
-from tools.certificate.layouts import LAYOUTS, MOE, Layout
+from dapo_mcore.types import TrainBatch
+from tools.certificate.layouts import LAYOUTS, OF_EXPERTS, SEEING, Layout
 from tools.certificate.options import BASE, OPTION_CASES, OPTION_LAYOUTS, OPTIONS
-from tools.certificate.reference import Truth, tiny_model, truth
+from tools.certificate.reference import Truth, save_model, tiny_model, truth
 
 TOLERANCE = {Dtype.fp32: 2e-6, Dtype.bf16: 5e-2}  # relative
 
@@ -31,8 +32,11 @@ class Case:
         """In bf16 without clips and with given experts: what a rounded number may decide proves nothing there."""
         if self.dtype is Dtype.bf16:
             settings |= {"clip_ratio_low": 0.999, "clip_ratio_high": 1e6, "clip_ratio_c": 1e6}
-            settings |= {"moe": MoeConfig(router_replay=True)} if self.family == MOE else {}
+            settings |= {"moe": MoeConfig(router_replay=True)} if self.family in OF_EXPERTS else {}
         return OPTIONS[self.option].actor_config(**settings)
+
+    def batch(self) -> TrainBatch:
+        return OPTIONS[self.option].batch(self.family in SEEING)
 
 
 def all_cases(quick: bool = False) -> Iterator[Case]:
@@ -53,8 +57,9 @@ def cases_of(layout: Layout, dtype: Dtype, quick: bool = False) -> Iterator[Case
 
 def _options(family: str, dtype: Dtype = Dtype.fp32) -> list[str]:
     """The losses of routers count the experts these would choose themselves, which bf16 may change."""
-    of_experts = family == MOE and dtype is Dtype.fp32
-    return [name for name, option in OPTIONS.items() if of_experts or not option.of_experts]
+    of_experts = family in OF_EXPERTS and dtype is Dtype.fp32
+    fit = {name: option for name, option in OPTIONS.items() if of_experts or not option.of_experts}
+    return [name for name, option in fit.items() if family in SEEING or not option.of_images]
 
 
 def model_folder(folder: Path, case: Case) -> Path:
@@ -64,7 +69,7 @@ def model_folder(folder: Path, case: Case) -> Path:
 def write_models(cases: Iterable[Case], folder: Path) -> None:
     for case in cases:
         if not model_folder(folder, case).exists():
-            tiny_model(case.family, **case.layout.sizes).save_pretrained(model_folder(folder, case))
+            save_model(tiny_model(case.family, **case.layout.sizes), model_folder(folder, case))
 
 
 def truth_of(case: Case) -> Truth:
@@ -72,8 +77,9 @@ def truth_of(case: Case) -> Truth:
     option = OPTIONS[case.option]
     model = tiny_model(case.family, **case.layout.sizes)
     if case.dtype is Dtype.bf16:
-        model = model.bfloat16()
-    return truth(model, option.batch(), case.actor_config(), option.temperature)
+        for weight in model.parameters():
+            weight.data = weight.data.bfloat16().float()
+    return truth(model, case.batch(), case.actor_config(), option.temperature)
 
 
 def truth_file(folder: Path, case: Case) -> Path:

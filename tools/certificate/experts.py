@@ -34,7 +34,8 @@ class Routers:
     layers: dict[int, list[Routed]] = field(default_factory=dict)  # layer -> response after response
 
     def __post_init__(self) -> None:
-        for layer, block in enumerate(self.model.model.layers):
+        decoder: Any = self.model.get_decoder()
+        for layer, block in enumerate(decoder.layers):
             if hasattr(block.mlp, "gate"):
                 self.layers[layer] = []
                 block.mlp.gate.forward = partial(self._route, block.mlp.gate, layer)
@@ -48,7 +49,8 @@ class Routers:
             used = self.batch.routes.long().split(totals)[len(self.layers[layer])][:, layer]
         self.layers[layer].append(Routed(logits, own, used))
         weights = logits.softmax(-1).gather(-1, used)
-        return logits, weights / weights.sum(-1, keepdim=True) if gate.norm_topk_prob else weights, used
+        is_normalised = getattr(gate, "norm_topk_prob", True)  # Qwen3-VL's always are
+        return logits, weights / weights.sum(-1, keepdim=True) if is_normalised else weights, used
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """Sums over layers: mean over responses of the sequence-wise balance loss, mean over tokens of the z-loss."""

@@ -9,6 +9,8 @@ from typing import Any
 from dapo_mcore.config import MegatronConfig, Recompute
 
 DENSE, TIED, MOE = "qwen3", "qwen3_tied", "qwen3_moe"
+SEEING_DENSE, SEEING_MOE = SEEING = ("qwen3_vl", "qwen3_vl_moe")
+OF_EXPERTS = (MOE, SEEING_MOE)
 SHORT = {
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
@@ -50,8 +52,8 @@ def parse(text: str, world: int) -> Layout:
     config = megatron_config(**sizes, use_distributed_optimizer=True)
     dense_fits = config.expert_model_parallel_size == config.expert_tensor_parallel_size == 1
     moe_fits = config.tensor_model_parallel_size == 1 or config.sequence_parallel
-    families = (DENSE, TIED) if dense_fits else ()
-    return Layout(text or "DP", world, config, (*families, *((MOE,) if moe_fits else ())), model_sizes(config))
+    families = (DENSE, TIED, SEEING_DENSE) if dense_fits else ()
+    return Layout(text or "DP", world, config, (*families, *(OF_EXPERTS if moe_fits else ())), model_sizes(config))
 
 
 def model_sizes(config: MegatronConfig) -> dict[str, int]:
@@ -66,18 +68,20 @@ def model_sizes(config: MegatronConfig) -> dict[str, int]:
 
 def _row(name: str, world: int, families: Sequence[str], **options: Any) -> Layout:
     config = megatron_config(**options)
-    return Layout(name, world, config, tuple(families), model_sizes(config))
+    seeing = (SEEING_MOE,) if name in SEEING_LAYOUTS else ()
+    return Layout(name, world, config, (*families, *seeing), model_sizes(config))
 
 
 OVERLAP = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 BOTH = (DENSE, MOE)
+SEEING_LAYOUTS = ("single, recompute full", "DP2, overlap", "TP2+SP", "PP2", "CP2", "EP2", "CP2xEP2, overlap")
 LAYOUTS = (
     _row("single", 1, BOTH),
     _row("single, recompute full", 1, BOTH, recompute=Recompute.full),
     _row("DP2", 2, BOTH),
     _row("DP2, distributed optimizer", 2, BOTH, use_distributed_optimizer=True),
     _row("DP2, overlap", 2, BOTH, **OVERLAP),
-    _row("TP2", 2, (DENSE, TIED), tp=2),
+    _row("TP2", 2, (DENSE, TIED, SEEING_DENSE), tp=2),
     _row("TP2+SP", 2, BOTH, tp=2, sp=True),
     _row("PP2", 2, (DENSE, TIED, MOE), pp=2),
     _row("PP2xVPP2", 2, (DENSE, TIED, MOE), pp=2, vpp=2),
@@ -95,7 +99,7 @@ LAYOUTS = (
     _row("TP2xPP2", 4, (TIED,), tp=2, pp=2),
     _row("TP2+SPxPP2", 4, (TIED, MOE), tp=2, sp=True, pp=2),
     _row("TP2xCP2", 4, (DENSE,), tp=2, cp=2),
-    _row("TP2+SPxCP2", 4, BOTH, tp=2, sp=True, cp=2),
+    _row("TP2+SPxCP2", 4, (*BOTH, SEEING_MOE), tp=2, sp=True, cp=2),
     _row("PP2xCP2", 4, (DENSE, TIED), pp=2, cp=2),
     _row("PP2xCP2xEP2", 4, (MOE,), pp=2, cp=2, ep=2),
     _row("DP2xPP2xVPP2, overlap", 4, BOTH, pp=2, vpp=2, **OVERLAP),

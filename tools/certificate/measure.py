@@ -19,7 +19,6 @@ from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.config import MegatronConfig, ModelConfig, OptimConfig
 from dapo_mcore.weights import hf_weights
 from tools.certificate.cases import TOLERANCE, Case, model_folder, truth_file
-from tools.certificate.options import OPTIONS
 from tools.certificate.reference import Truth
 
 NOT_OF_THE_LOSS = {"actor/lr", "actor/imbalance"}
@@ -68,11 +67,10 @@ def laid_out(megatron: MegatronConfig) -> Iterator[None]:
 
 def measure(case: Case, folder: Path) -> Measured:
     """Under the case's groups; what counts is said on rank 0."""
-    option = OPTIONS[case.option]
     options = case.actor_config(megatron=case.layout.megatron, optim=FROZEN)
     model = ModelConfig(path=str(model_folder(folder, case)), dtype=case.dtype)
     actor = build_actor(model, options, total_steps=1)
-    metrics = {name: ratio.value for name, ratio in actor.update(option.batch()).items()}
+    metrics = {name: ratio.value for name, ratio in actor.update(case.batch()).items()}
     return compare(case, metrics, gradients(actor), torch.load(truth_file(folder, case), weights_only=False))
 
 

@@ -17,11 +17,14 @@ from dapo_mcore.config import (
     RolloutCorrectionConfig,
     RolloutIs,
     RolloutRs,
+    TowerTraining,
+    VisionConfig,
 )
 from dapo_mcore.types import TrainBatch
 from tools.certificate.experts import random_routes
-from tools.certificate.layouts import DENSE, MOE
+from tools.certificate.layouts import DENSE, MOE, SEEING_DENSE, SEEING_LAYOUTS, SEEING_MOE
 from tools.certificate.reference import random_batch
+from tools.certificate.vision import with_images
 
 # The first is longer than the budget; data-parallel ranks need different numbers of micro-batches.
 UNEVEN = ((5, 70), (3, 20), (9, 13), (2, 30), (7, 7))
@@ -40,12 +43,15 @@ class Option:
     reference: bool = False  # log-probabilities of a reference model
     lengths: tuple[tuple[int, int], ...] = UNEVEN  # prompt and response of each sequence, tokens
     of_experts: bool = False  # means nothing to a dense model
+    of_images: bool = False  # nor this to one of text
 
     def actor_config(self, **settings: Any) -> ActorConfig:
         return ActorConfig(**{"ppo_max_token_len_per_gpu": BUDGET, **self.actor, **settings})
 
-    def batch(self) -> TrainBatch:
+    def batch(self, images: bool = False) -> TrainBatch:
+        """`images`: of some of the sequences, whose prompts are longer by their tokens."""
         batch = random_batch(0, list(self.lengths), old_logprobs=not self.on_policy)
+        batch = with_images(batch) if images else batch
         noise = torch.randn(2, len(batch.loss_mask), generator=torch.Generator().manual_seed(1))
         if self.gap is not None:
             assert batch.old_logprobs is not None
@@ -56,6 +62,10 @@ class Option:
         return replace(batch, routes=random_routes(batch, layers=MAX_LAYERS, experts=8, top_k=2))
 
 
+def seeing(train: TowerTraining, *, split: bool = False, **option: Any) -> Option:
+    return Option({"vision": VisionConfig(train=train, split_images=split)}, of_images=True, **option)
+
+
 def corrected(gap: float | None = None, actor: Mapping[str, Any] | None = None, **correction: Any) -> Option:
     return Option({**(actor or {}), "rollout_correction": RolloutCorrectionConfig(**correction)}, gap=gap)
 
@@ -64,7 +74,8 @@ BOUNDS: dict[str, Any] = {
     "rollout_rs_threshold": 5.0,
     "rollout_rs_threshold_lower": 0.4,
 }  # one response of the five is outside
-BASE = "DAPO"  # on every layout
+BASE = "DAPO"  # on every layout; the vision tower is frozen
+TOWER, SPLIT = "tower trained", "tower trained, images split"
 OPTIONS: dict[str, Option] = {
     BASE: Option(),
     "one response": Option(lengths=((4, 21),), on_policy=True),
@@ -112,6 +123,10 @@ OPTIONS: dict[str, Option] = {
     "router replay and losses": Option(
         {"moe": MoeConfig(router_replay=True, seq_aux_loss_coeff=0.1, z_loss_coeff=0.01)}, of_experts=True
     ),
+    "mergers trained": seeing(TowerTraining.mergers),
+    TOWER: seeing(TowerTraining.all),
+    SPLIT: seeing(TowerTraining.all, split=True),
+    "tower trained, one of two responses shows an image": seeing(TowerTraining.all, lengths=((4, 61), (4, 63))),
 }
 
 # Every option runs on these (layout, family), the base option on all,
@@ -128,4 +143,10 @@ OPTION_LAYOUTS = (
 OPTION_CASES = (
     ("PP2xVPP2, recompute full", MOE, "router replay"),
     ("DP2xETP2", MOE, "one response"),
-)
+    *((layout, SEEING_MOE, TOWER) for layout in SEEING_LAYOUTS),
+    ("TP2", SEEING_DENSE, SPLIT),
+    *((layout, SEEING_MOE, SPLIT) for layout in ("TP2+SP", "CP2xEP2, overlap", "TP2+SPxCP2")),
+    *((layout, SEEING_MOE, "mergers trained") for layout in ("DP2, overlap", "TP2+SP", "PP2")),
+    *((layout, SEEING_MOE, "tower trained, one of two responses shows an image")
+      for layout in ("DP2, overlap", "EP2", "CP2xEP2, overlap")),
+)  # fmt: skip

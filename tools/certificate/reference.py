@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ from dapo_mcore.config import ActorConfig
 from dapo_mcore.types import TrainBatch
 from tools.certificate.experts import Routers
 from tools.certificate.objective import objective
+from tools.certificate.vision import (
+    LEVELS,
+    ROPE,
+    as_published,
+    freeze_tower,
+    image_inputs,
+    save_published,
+    seeing_config,
+)
 
 VOCAB = 131  # not a multiple of 2: the head has padded columns under tensor parallelism
 NOISE = 0.06  # divided by the number of layers, with which the rounding of fp32 grows
@@ -39,6 +49,11 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+SEEING_EXPERTS = {  # transformers tells transposed matrices by their shapes: the width is no multiple of the experts'
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
 EXPERTS = {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # name -> (class of transformers, what differs from SIZES)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +67,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}),
     "qwen3_moe_unnormed": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": False, "tie_word_embeddings": True}),
     "qwen3_moe_mixed": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "qwen3_vl": ("Qwen3VL", {"head_dim": 32, "rope_parameters": ROPE}),
+    "qwen3_vl_moe": ("Qwen3VLMoe", {"head_dim": 32, "rope_parameters": ROPE, **SEEING_EXPERTS}),
 }
 
 
@@ -62,16 +79,38 @@ def tiny_model(name: str, **sizes: int) -> transformers.PreTrainedModel:
         sizes: entries of config.json in place of the family's.
     """
     kind, options = FAMILIES[name]
-    config = getattr(transformers, kind + "Config")(**{**SIZES, **options, **sizes})
-    config._experts_implementation = "eager"
-    config._attn_implementation = "eager"
+    config = _config(kind, {**SIZES, **options, **sizes})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, kind + "ForCausalLM")(config)
+        head = "ForConditionalGeneration" if sees(config) else "ForCausalLM"
+        model = getattr(transformers, kind + head)(config)
+        layers = config.get_text_config().num_hidden_layers
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * (NOISE / config.num_hidden_layers))
+                parameter.add_(torch.randn_like(parameter) * (NOISE / layers))
     return model.float()
+
+
+def sees(config: Any) -> bool:
+    return hasattr(config, "vision_config")
+
+
+def _config(kind: str, sizes: dict[str, Any]) -> Any:
+    if kind.startswith("Qwen3VL"):
+        sizes["num_hidden_layers"] *= LEVELS  # the first chunk must hold so many
+        return seeing_config(kind, sizes)
+    config = getattr(transformers, kind + "Config")(**sizes)
+    config._experts_implementation = "eager"
+    config._attn_implementation = "eager"
+    return config
+
+
+def save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """As it is published."""
+    if sees(model.config):
+        save_published(model, folder)
+    else:
+        model.save_pretrained(folder)
 
 
 def in_float64(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
@@ -114,7 +153,11 @@ def chosen(distributions: Tensor, batch: TrainBatch) -> Tensor:
 
 def response_distributions(model: transformers.PreTrainedModel, batch: TrainBatch, temperature: float) -> Tensor:
     """[N, V] float64 log-probabilities: one forward per response, no padding."""
-    logits = [model(ids[None]).logits[0, prompt - 1 : -1].double() for ids, prompt in _responses(batch)]
+    visuals = batch.visuals or ((),) * len(batch)
+    logits = [
+        model(ids[None], **image_inputs(model, ids, shown)).logits[0, prompt - 1 : -1].double()
+        for (ids, prompt), shown in zip(_responses(batch), visuals, strict=True)
+    ]
     return (torch.cat(logits) / temperature).log_softmax(-1)
 
 
@@ -130,7 +173,7 @@ class Truth:
 
     loss: float
     metrics: dict[str, float]  # by the actor's names
-    gradients: dict[str, Tensor]  # float64, by the names of a saved model (experts apart)
+    gradients: dict[str, Tensor]  # float64, as the tensors of a published model; 0 where nothing is trained
 
 
 def dapo_loss(logprobs: Tensor, batch: TrainBatch, options: ActorConfig | None = None) -> Tensor:
@@ -152,13 +195,16 @@ def truth(
     """Loss, metrics and gradients of one update with `options`."""
     options = options or ActorConfig()
     model = in_float64(model)
+    if sees(model.config):
+        freeze_tower(model, options.vision.train)
     routers = Routers(model, batch, options.moe)
     distributions = response_distributions(model, batch, temperature)
     logprobs = chosen(distributions, batch)
     entropy = -(distributions.exp() * distributions).sum(-1)
     truths = objective(logprobs, entropy, batch, options)
     (truths.loss + routers.loss()).backward()
-    gradients = split_experts({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    as_saved = as_published if sees(model.config) else split_experts
+    gradients = as_saved({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()})
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     loss = truths.loss.item()
     found = truths.metrics | routers.metrics()

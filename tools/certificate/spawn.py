@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def spawn(function: Callable[..., Any], world_size: int, *args: Any, limit_s: float = 600.0) -> list[Any]:
-    """[rank] -> function(*args) on a rank of a process group of `world_size`. Imports cost seconds: give it much to do.
+    """[rank] -> function(*args) on a rank of a process group of `world_size`.
 
+    Ranks are forked from a server process, with what `multiprocessing.set_forkserver_preload` made it import.
     `function` must be importable by name. An exception on any rank is raised here; ranks that hang are killed after
     `limit_s` seconds.
     """
-    with tempfile.TemporaryDirectory() as folder, _environment(ENVIRONMENT):
-        context = mp.start_processes(_run, (world_size, folder, function, args), world_size, join=False)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (world_size, folder, function, args)
+        context = mp.start_processes(_run, arguments, world_size, join=False, start_method="forkserver")
         assert context is not None  # only with join
         deadline = time.monotonic() + limit_s
         try:
@@ -36,24 +37,10 @@ def spawn(function: Callable[..., Any], world_size: int, *args: Any, limit_s: fl
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set for the processes started inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _run(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     from dapo_mcore.actor.parallel import Rendezvous, init_process_group
 
+    os.environ.update(ENVIRONMENT)
     torch.set_num_threads(1)
     init_process_group(Rendezvous(f"file://{folder}/rendezvous", rank, world_size), timeout_s=300.0)
     torch.save(function(*args), Path(folder) / f"{rank}.pt")

@@ -21,8 +21,8 @@ class VisionInputs:
 
     positions: Tensor  # [3, P] int64: time, row and column, each counted within the sequence
     held: Tensor  # [T] int64: places of this rank's tokens among the P
-    pixels: Tensor  # [patches, numbers]; of no image, [0]
-    sizes: Tensor  # [images, 2] int64: rows and columns of visual tokens
+    images: tuple[Tensor, ...]  # pixels of each, [patches, numbers], where the batch has them
+    sizes: Tensor  # [images, 2] int64 on the CPU: rows and columns of visual tokens
     where: Tensor  # [V] int64: places of the visual tokens among the P
     features: Tensor  # [V] int64: which of the images' visual tokens each is
 
@@ -46,14 +46,11 @@ def vision_inputs(
     spans = [[visual.span for visual in of_sequence] for of_sequence in visuals]
     spans += [[]] * (len(lengths) - len(visuals))  # the filler shows nothing
     positions = [mrope_positions(length, shown) for length, shown in zip(lengths, spans, strict=True)]
-    pixels = torch.cat([visual.pixels for visual in distinct]) if distinct else torch.empty(0)
     return VisionInputs(
         positions=torch.cat(positions, 1).to(device),
         held=held.to(device),
-        pixels=pixels.to(device),
-        sizes=torch.tensor([(v.span.rows, v.span.columns) for v in distinct], dtype=torch.int64)
-        .reshape(-1, 2)
-        .to(device),
+        images=tuple(visual.pixels for visual in distinct),
+        sizes=torch.tensor([(v.span.rows, v.span.columns) for v in distinct], dtype=torch.int64).reshape(-1, 2),
         where=torch.cat(where).to(device),
         features=torch.cat(features).to(device),
     )

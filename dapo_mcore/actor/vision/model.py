@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
@@ -14,19 +14,39 @@ from transformers import PretrainedConfig, PreTrainedModel
 from dapo_mcore.actor.packing import MicroBatch
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.vision.deepstack import DeepstackLayer
+from dapo_mcore.actor.vision.features import ImageFeatures
 from dapo_mcore.actor.vision.inputs import VisionInputs
 from dapo_mcore.actor.vision.positions import InterleavedRope
-from dapo_mcore.actor.vision.tower import build_tower, visual_features
+from dapo_mcore.actor.vision.tower import build_tower
+from dapo_mcore.config import VisionConfig
 
 
 class VisionPolicyModel(PolicyModel):
     """One pipeline chunk. Visual tokens are told by their places: an image's placeholder that was sampled is text."""
 
-    def __init__(self, *args: Any, rope: InterleavedRope, tower: PreTrainedModel | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        rope: InterleavedRope,
+        tower: PreTrainedModel | None,
+        split_images: bool,
+        **kwargs: Any,
+    ) -> None:
         # Features go into the whole embedding; it is cut over sequence parallel ranks afterwards.
         super().__init__(*args, position_embedding_type="mrope", scatter_embedding_sequence_parallel=False, **kwargs)
         self.rotary_pos_emb = rope
         self.visual = tower
+        ranks = parallel_state.get_tensor_and_context_parallel_group() if split_images else None
+        self.features = None if tower is None else ImageFeatures(tower, ranks)
+
+    def share_tower(self, other: VisionPolicyModel) -> None:
+        """See with the tower of `other`, and what it has seen; if neither is trained and both are the same."""
+        own, others = self.features, other.features
+        if own is None or others is None or own.is_trained or others.is_trained:
+            return
+        weights = zip(own.tower.parameters(), others.tower.parameters(), strict=True)
+        if all(torch.equal(mine, its) for mine, its in weights):
+            self.visual, self.features = None, others
 
     def _inputs(self, micro_batch: MicroBatch) -> dict[str, Any]:
         vision = micro_batch.vision
@@ -42,9 +62,11 @@ class VisionPolicyModel(PolicyModel):
         Under sequence parallelism this rank's part of both.
         """
         hidden, context = self.embedding(input_ids=input_ids, position_ids=None), None
-        if len(vision.where):
-            assert self.visual is not None
-            features = visual_features(self.visual, vision.pixels, vision.sizes)[vision.features]
+        assert self.features is not None
+        # A trained tower takes part in the backward pass of every micro-batch: ranks, and gradients that are reduced
+        # while it runs, wait for it.
+        if vision.images or (torch.is_grad_enabled() and self.features.is_trained):
+            features = self.features(vision.images, vision.sizes)[vision.features]
             tokens = vision.positions.shape[1]
             dense = features.new_zeros(tokens, *features.shape[1:]).index_copy(0, vision.where, features)
             is_visual = torch.zeros(tokens, dtype=torch.bool, device=hidden.device).index_fill(0, vision.where, True)
@@ -57,7 +79,11 @@ class VisionPolicyModel(PolicyModel):
 
 
 def vision_chunk(
-    hf: PretrainedConfig, config: TransformerConfig, spec: TransformerBlockSubmodules, **options: Any
+    hf: PretrainedConfig,
+    config: TransformerConfig,
+    spec: TransformerBlockSubmodules,
+    vision: VisionConfig,
+    **options: Any,
 ) -> VisionPolicyModel:
     """ValueError if the first pipeline stage does not hold all layers to which features are added."""
     levels = len(hf.vision_config.deepstack_visual_indexes)
@@ -71,10 +97,13 @@ def vision_chunk(
     for layer in layers:
         layer.module = DeepstackLayer
     rope = hf.text_config.rope_parameters
+    recomputes = config.recompute_granularity == "full"
+    has_tower = options["pre_process"]
     return VisionPolicyModel(
         config,
         spec,
         rope=InterleavedRope(config.kv_channels, rope["rope_theta"], config.mrope_section),
-        tower=build_tower(hf.vision_config, config.params_dtype) if options["pre_process"] else None,
+        tower=build_tower(hf.vision_config, config.params_dtype, vision.train, recomputes) if has_tower else None,
+        split_images=vision.split_images,
         **options,
     )

@@ -135,3 +135,8 @@ def test_dense_layers_cost_their_own_width() -> None:
     mixed = sequence_cost(architecture(moe_layer_freq=[0] * 47 + [1]), vocab_size=0)
     assert dense(1) == pytest.approx(mixed(1), rel=1e-9)  # 8 experts of 768 are as wide as 6144
     assert sequence_cost(architecture(moe_router_topk=4), vocab_size=0)(1) < dense(1)
+
+
+def test_images_weigh_beside_the_tokens() -> None:
+    assert deal([10, 10, 20], 2, 50, tokens).shares == [[[2]], [[0, 1]]]
+    assert deal([10, 10, 20], 2, 50, tokens, images=[30.0, 0.0, 0.0]).shares == [[[0]], [[1, 2]]]

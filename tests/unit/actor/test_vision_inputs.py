@@ -71,7 +71,7 @@ def test_an_image_that_two_sequences_show_is_held_once_and_its_tokens_are_found_
     again = Visual(first.pixels, VisualSpan(2, 1, 2))
     found = vision_inputs([(first,), (), (again,)], [0, 4, 7, 12, 16], torch.arange(16), CPU)
     assert found.sizes.tolist() == [[1, 2]]
-    assert found.pixels.shape == (8, 6)
+    assert [id(pixels) for pixels in found.images] == [id(first.pixels)]
     assert found.where.tolist() == [1, 2, 9, 10]
     assert found.features.tolist() == [0, 1, 0, 1]
     assert found.positions[0].tolist() == [0, 1, 1, 3, 0, 1, 2, 0, 1, 2, 2, 4, 0, 1, 2, 3]
@@ -87,7 +87,7 @@ def test_images_of_a_sequence_are_counted_one_after_the_other() -> None:
 def test_a_pack_of_text_counts_up_and_shows_nothing() -> None:
     found = vision_inputs([(), ()], [0, 3, 5], torch.arange(5), CPU)
     assert found.positions.tolist() == [[0, 1, 2, 0, 1]] * 3
-    assert len(found.where) == len(found.features) == len(found.sizes) == found.pixels.numel() == 0
+    assert len(found.where) == len(found.features) == len(found.sizes) == len(found.images) == 0
 
 
 def test_context_ranks_know_the_whole_pack_and_which_of_its_tokens_they_hold() -> None:

@@ -8,7 +8,8 @@ import pytest
 from dapo_mcore.weights.names import hf_shapes
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
 from dapo_mcore.weights.plan import reshard_plan
-from tools.plan import MODELS, Traffic, main, read_model, table, traffic
+from tools.plan import MODELS, main, read_model
+from tools.traffic import Traffic, table, traffic
 
 # Parameters of the published checkpoints.
 PARAMETERS = {
@@ -18,6 +19,7 @@ PARAMETERS = {
     "Qwen3-8B": 8_190_735_360,
     "Qwen3-30B-A3B": 30_532_122_624,
     "Qwen3-235B-A22B": 235_093_634_560,
+    "Qwen3-VL-30B-A3B": 31_070_754_032,
 }
 # Qwen3-30B-A3B in bf16 on 8 ranks, trained with ep=8. Rollout (tp, ep): GB a rank holds, then GB the busiest rank
 # receives from a trainer with tp 1, 2, 4, 8.

@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 from reasoning_gym.utils import extract_answer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from tools.make_tiny_model import is_finished, recipe_of
-from tools.tiny import arithmetic
+from tools.tiny import arithmetic, sight
 from tools.tiny.arithmetic import ProblemSet, bare, training_set, unseen, warm_start_set, worked
-from tools.tiny.model import FAMILIES, random_model, save_folder, tiny_config
+from tools.tiny.model import FAMILIES, SEEING, random_model, save_folder, tiny_config
 from tools.tiny.tokenizer import TOKENS, VOCAB_SIZE, build_tokenizer
 from tools.tiny.warm_start import WarmStart, demonstrations, supervised_batch
 
@@ -105,13 +105,31 @@ def test_a_supervised_batch_trains_every_response_token_and_no_prompt_token(toke
 def test_transformers_loads_the_folder_with_the_weights_that_were_saved(tmp_path, family, tied):
     model = random_model(tiny_config(family, tied), seed=3)
     save_folder(model, tmp_path)
-    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    kind, size = (
+        (AutoModelForImageTextToText, sight.VOCAB_SIZE) if family in SEEING else (AutoModelForCausalLM, VOCAB_SIZE)
+    )
+    loaded, report = kind.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.model_type == family
-    assert loaded.config.vocab_size == VOCAB_SIZE
+    assert loaded.config.get_text_config().vocab_size == size
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert AutoTokenizer.from_pretrained(tmp_path).decode([14, 15]) == build_tokenizer().decode([14, 15])
+    made = sight.build_processor().tokenizer if family in SEEING else build_tokenizer()
+    assert AutoTokenizer.from_pretrained(tmp_path).decode([14, 15]) == made.decode([14, 15])
+
+
+def test_the_tokens_of_pictures_and_of_ends_are_those_of_the_tokenizer(tmp_path):
+    model = random_model(tiny_config("qwen3_vl_moe"), seed=0)
+    save_folder(model, tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert model.config.image_token_id == processor.image_token_id
+    assert model.config.video_token_id == processor.video_token_id
+    assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert len(processor.tokenizer) <= model.config.text_config.vocab_size
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Wie groß ist $\\alpha$?"}]}]
+    text = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Wie")
+    assert processor.tokenizer.decode(processor.tokenizer(text).input_ids) == text
 
 
 def test_the_mixture_of_experts_has_one_matrix_per_expert_and_projection(tmp_path):

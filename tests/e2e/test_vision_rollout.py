@@ -1,0 +1,119 @@
+"""Prompts with pictures in a live vLLM engine, against transformers, before and after its weights are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dapo_mcore.rollout.engine import Request, Sampling, generate
+from dapo_mcore.rollout.vllm_engine import VllmEngine
+from dapo_mcore.types import FinishReason, Response
+from tests.e2e.tiny_policies import model_config, rollout_config, weights_in
+from tests.e2e.tiny_vl_policies import (
+    CELL,
+    IMAGE,
+    PROMPT_LENGTH,
+    RESPONSE_LENGTH,
+    gap,
+    image_tokens,
+    picture,
+    prompt_of,
+    requests_of,
+    save_vl_policy,
+    some_prompts,
+    tokenizer,
+    vl_policy,
+)
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=RESPONSE_LENGTH)
+TOLERANCE = 2e-5  # nats, float32
+WRONG = 0.05  # nats; another tower's features are off by more
+
+
+@dataclass(frozen=True)
+class Policies:
+    """An engine that was started with the first of two policies, which differ in their towers alone."""
+
+    engine: VllmEngine
+    models: list[Any]
+    folders: list[Path]
+    requests: list[Request]
+    fresh: list[Response]  # to `requests`, before anything was pushed
+
+    def generate(self) -> list[Response]:
+        return generate(self.engine, self.requests, SAMPLING)
+
+    def push(self, number: int) -> None:
+        self.engine.load(weights_in(self.folders[number]), number)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
+    models = [vl_policy(tower=0), vl_policy(tower=1)]
+    folders = [save_vl_policy(model, tmp_path_factory.mktemp("policy")) for model in models]
+    vision = image_tokens(folders[0])
+    lengths = {"max_prompt_length": PROMPT_LENGTH, "max_response_length": RESPONSE_LENGTH}
+    engine = VllmEngine(model_config(folders[0]), rollout_config(), tokenizer(), vision=vision, **lengths)
+    wanted = requests_of(some_prompts(vision), 4)
+    try:
+        yield Policies(engine, models, folders, wanted, generate(engine, wanted, SAMPLING))
+    finally:
+        engine.close()
+
+
+def unversioned(responses: list[Response]) -> list[Response]:
+    return [replace(response, version=0) for response in responses]
+
+
+def test_responses_to_text_and_to_pictures_have_the_log_probabilities_of_transformers(policies: Policies) -> None:
+    assert gap(policies.models[0], policies.requests, policies.fresh) <= TOLERANCE
+    with_pads = [q for q, r in zip(policies.requests, policies.fresh, strict=True) if IMAGE in r.token_ids[:-1]]
+    assert any(request.prompt.images for request in with_pads), "no placeholder was sampled and read again"
+
+
+def test_a_cut_response_goes_on_behind_its_pictures(policies: Policies) -> None:
+    partials = [
+        replace(r, token_ids=r.token_ids[:cut], logprobs=r.logprobs[:cut], finish_reason=FinishReason.ABORTED)
+        for r in policies.fresh
+        for cut in [r.token_ids.index(IMAGE) + 1 if IMAGE in r.token_ids[:20] else 5]
+    ]
+    onward = [replace(q, partial=partial) for q, partial in zip(policies.requests, partials, strict=True)]
+    responses = generate(policies.engine, onward, SAMPLING)
+    assert gap(policies.models[0], onward, responses) <= TOLERANCE
+    assert [r.token_ids[: len(p.token_ids)] for r, p in zip(responses, partials, strict=True)] == [
+        partial.token_ids for partial in partials
+    ]
+
+
+def test_nothing_of_an_old_tower_is_used_after_a_push(policies: Policies) -> None:
+    assert gap(policies.models[1], policies.requests, policies.fresh) > WRONG, "the towers differ too little to tell"
+    policies.push(1)
+    assert gap(policies.models[1], policies.requests, policies.generate()) <= TOLERANCE
+    policies.engine.submit(policies.requests, SAMPLING)  # the same pictures are on their way when the next push comes
+    policies.engine.poll()
+    assert policies.engine.abort([request.key for request in policies.requests])
+    policies.push(0)
+    assert unversioned(policies.generate()) == unversioned(policies.fresh)
+
+
+def test_prompts_of_which_the_engine_would_make_other_tokens_are_refused_by_name(policies: Policies) -> None:
+    other = prompt_of(image_tokens(policies.folders[0], max_pixels=6 * CELL**2), 7, picture(61, 47, 2))
+    with pytest.raises(
+        ValueError,
+        match=r"prompt 7 \(row 7\): the engine reads 35 tokens and .* trained on 30, which differ from token 17 on: "
+        r".* 1 pictures .* data\.max_pixels",
+    ):
+        generate(policies.engine, requests_of([other], 1), SAMPLING)
+    policies.engine.clear()
+
+
+def test_a_prompt_is_as_long_as_its_text_and_pictures_together(policies: Policies) -> None:
+    large = [picture(61, 47, seed) for seed in range(13)]
+    long = prompt_of(image_tokens(policies.folders[0]), 8, *large, length=1)
+    assert len(long.token_ids) < PROMPT_LENGTH
+    with pytest.raises(ValueError, match=r"prompt 8 \(row 8\) has 157 tokens, above data\.max_prompt_length=150"):
+        generate(policies.engine, requests_of([long], 1), SAMPLING)
