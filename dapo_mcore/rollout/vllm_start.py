@@ -74,8 +74,8 @@ def start(
         worker_extension_cls=WORKER_PROCESS if has_processes else WORKER,
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        **traits.options,
         **options_for_pictures(vision, max_model_len),
+        **traits.options,
     )
     llm = _launch(args, rollout.kv_cache_mb)
     if record_routes and on_cpu:
