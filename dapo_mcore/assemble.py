@@ -26,6 +26,7 @@ from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.orders import ORDERS
 from dapo_mcore.platform import platform
 from dapo_mcore.prompts import load_tokenizer, pixels_under
+from dapo_mcore.roll_call import call_the_roll
 from dapo_mcore.rollout.build import rollout_engine
 from dapo_mcore.rollout.engine import RolloutEngine
 from dapo_mcore.rollout.leader import is_leader, lead
@@ -44,6 +45,7 @@ def assembled(config: RunConfig) -> Iterator[tuple[Callable[[], None], EndOfStep
     if config.actor.megatron.deterministic_mode:
         platform().make_deterministic()
     parallel.init_process_group()
+    call_the_roll(config)
     tokenizer = load_tokenizer(config.model.path)
     desk = _desk_of_leader(config, tokenizer)
     try:

@@ -283,8 +283,9 @@ def test_a_model_folder_without_a_readable_config_is_refused(tmp_path, content):
 
 
 def test_a_refused_run_prints_one_line_on_rank_0_only_and_fails(models, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("dapo_mcore.train.LEADER_SPEAKS_S", 0.0)
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("dapo_mcore.train.CAUSE_SPEAKS_S", 0.0)
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         assert main(["experiment=quickstart", f"model.path={models / 'moe'}", "rollout.n=1"]) != 0
