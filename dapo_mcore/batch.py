@@ -48,7 +48,7 @@ def make_batch(
         loss_mask=trained.repeat_interleave(lengths),
         advantages=torch.zeros(int(lengths.sum())),
         rollout_logprobs=torch.tensor([x for response in responses for x in response.logprobs], dtype=torch.float32),
-        routes=_routes(responses),
+        routes=routes_of(responses),
         rewards=torch.cat([_graded_rewards(group, penalty) for group in groups]),
         groups=torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.samples) for group in groups])),
         visuals=_visuals(groups, pixels_of),
@@ -115,7 +115,7 @@ def _length_penalty(reward: RewardConfig, max_response_length: int) -> Callable[
     )
 
 
-def _routes(responses: Sequence[Response]) -> Tensor | None:
+def routes_of(responses: Sequence[Response]) -> Tensor | None:
     """[L, layers, top_k]; the last token of a response, which no model has read, goes where the one before went."""
     parts = [np.concatenate([r.routes, r.routes[-1:]]) for r in responses if r.routes is not None]
     return torch.from_numpy(np.concatenate(parts)) if len(parts) == len(responses) else None

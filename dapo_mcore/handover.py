@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dapo_mcore.actor.actor import Actor
 from dapo_mcore.actor.policy_model import PolicyModel
+from dapo_mcore.batch import routes_of
 from dapo_mcore.config import Attest, MegatronConfig, PushMode, RolloutConfig, RunConfig
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.refuse import refuse
@@ -122,7 +123,8 @@ def probe(policy: Actor, engine: RolloutEngine, config: RunConfig) -> Ratio:
     prompt = Prompt(0, 0, tokens, "", "")
     count = max(PROBE_RESPONSES, dist.get_world_size() if dist.is_initialized() else 1)
     requests = [Request(prompt, index, seed=index) for index in range(count)]
-    sampling = Sampling(temperature=1.0, max_tokens=min(PROBE_LENGTH, config.data.max_response_length))
+    most = min(PROBE_LENGTH, config.data.max_response_length)
+    sampling = Sampling(temperature=1.0, max_tokens=most, routes=config.actor.moe.router_replay)
     batch = _batch(prompt, lead(lambda: generate(engine, requests, sampling), engine))
     gaps = (policy.logprobs(batch) - batch.rollout_logprobs).abs()
     return Ratio(float(gaps.sum()), len(gaps))
@@ -138,4 +140,5 @@ def _batch(prompt: Prompt, responses: list[Response]) -> TrainBatch:
         loss_mask=torch.ones(total, dtype=torch.bool),
         advantages=torch.zeros(total),
         rollout_logprobs=torch.tensor([x for response in responses for x in response.logprobs]),
+        routes=routes_of(responses),
     )

@@ -118,6 +118,16 @@ def option_names(options: type, prefix: str = "") -> Iterator[str]:
 def run(config: RunConfig, rank: int) -> int:
     """Build and train; an error is told once, by the rank where it happened, with the traceback in a file."""
     quiet_libraries()
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # platform/ loads what torch would, and says what fails
+    from dapo_mcore.platform import UnusableDeviceError, adapt_megatron
+
+    try:
+        adapt_megatron()  # before transformers is imported
+    except UnusableDeviceError as error:
+        if rank:
+            let_leader_speak()  # whose machine may be in order
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     from dapo_mcore.assemble import assembled
     from dapo_mcore.checkpoint.store import CheckpointNotWritten
     from dapo_mcore.rollout.leader import LeaderError, StopRun
