@@ -1,4 +1,7 @@
-"""Sampled rollouts, written out to be read: rollouts/<phase>_<step>.jsonl for tools, .md for people."""
+"""Sampled rollouts, written out to be read: rollouts/<phase>_<step>.jsonl for tools, a page for people.
+
+The page is <phase>_<step>.md, or .html where prompts have pictures; these lie in rollouts/pictures, each once per run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dapo_mcore.observe.pages import picture_page, text_page
+from dapo_mcore.observe.pictures import PictureFolder
 from dapo_mcore.types import Group, Sample
 
 
@@ -15,9 +20,13 @@ def write_rollouts(folder: Path, name: str, groups: Sequence[Group], keep: int) 
     if not chosen:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    records = [json.dumps(_record(group, sample), ensure_ascii=False) for group, sample in chosen]
+    pictures = PictureFolder(folder)
+    records = [json.dumps(_record(group, sample, pictures), ensure_ascii=False) for group, sample in chosen]
     (folder / f"{name}.jsonl").write_text("\n".join(records) + "\n")
-    (folder / f"{name}.md").write_text("\n".join(_page(group, sample) for group, sample in chosen))
+    if any(group.prompt.images for group, _ in chosen):
+        (folder / f"{name}.html").write_text(picture_page(name, chosen, pictures))
+    else:
+        (folder / f"{name}.md").write_text(text_page(chosen))
 
 
 def _spread(groups: Sequence[Group], keep: int) -> list[tuple[Group, Sample]]:
@@ -27,12 +36,14 @@ def _spread(groups: Sequence[Group], keep: int) -> list[tuple[Group, Sample]]:
     return every[:keep]
 
 
-def _record(group: Group, sample: Sample) -> dict[str, object]:
+def _record(group: Group, sample: Sample, pictures: PictureFolder) -> dict[str, object]:
     response, verdict = sample.response, sample.verdict
+    shown = {"pictures": pictures.paths_of(group.prompt)} if group.prompt.images else {}
     return {
         "uid": group.prompt.uid,
         "row": group.prompt.row,
         "prompt": group.prompt.text,
+        **shown,
         "answer": group.prompt.answer,
         "response": response.text,
         "accuracy": verdict.accuracy,
@@ -43,13 +54,3 @@ def _record(group: Group, sample: Sample) -> dict[str, object]:
         "logprob": sum(response.logprobs),
         "version": response.version,
     }
-
-
-def _page(group: Group, sample: Sample) -> str:
-    response, verdict = sample.response, sample.verdict
-    size = f"{len(response.token_ids)} tokens, {response.finish_reason}"
-    judged = f"{verdict.outcome}, accuracy {verdict.accuracy:g}, {size}"
-    return (
-        f"## {judged}\n\n**Prompt** (expected `{group.prompt.answer}`)\n\n```\n{group.prompt.text}\n```\n\n"
-        f"**Response**\n\n```\n{response.text}\n```\n"
-    )
