@@ -56,7 +56,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Pushed:
     first, second = save_vl_policy(vl_policy(), folder / "first"), save_vl_policy(policy, folder / "second")
     wanted = requests_of(some_prompts(image_tokens(first)), 3)
     sampling = Sampling(temperature=1.0, max_tokens=RESPONSE_LENGTH, routes=True)
-    (answers,) = spawn(pushed_and_loaded, 1, first, second, wanted, sampling)
+    answers = spawn(pushed_and_loaded, 2, first, second, wanted, sampling)[0]
     return Pushed(policy, wanted, answers)
 
 
