@@ -49,14 +49,14 @@ def certify_under_launcher(cases: Sequence[Case], folder: Path) -> list[Measured
 
 
 def table(measured: Sequence[Measured]) -> str:
-    head = f"{'case':58} {'loss':>8} {'gradient':>8} {'metrics':>8}  verdict  worst gradient"
+    head = f"{'case':66} {'loss':>8} {'gradient':>8} {'metrics':>8}  verdict  worst gradient"
     return "\n".join([head, *(_line(m) for m in measured)])
 
 
 def _line(m: Measured) -> str:
     verdict, cause = ("ok", "") if m.is_within else ("FAILED", f" ({m.metric.name})")
     errors = f"{m.loss:8.1e} {m.gradient.error:8.1e} {m.metric.error:8.1e}"
-    return f"{m.case!s:58} {errors}  {verdict:7}  {m.gradient.name}{cause}"
+    return f"{m.case!s:66} {errors}  {verdict:7}  {m.gradient.name}{cause}"
 
 
 def summary(measured: Sequence[Measured], dtype: Dtype) -> str:

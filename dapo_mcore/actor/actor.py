@@ -137,6 +137,8 @@ class Actor:
         """A training step is complete, however many updates it made."""
         self.step += 1
         self._learning_rate.set_step(self.step)
+        for chunk in self.chunks:
+            chunk.forget_images()
 
     def state(self, loading: bool = False) -> dict[str, Any]:
         """What a checkpoint holds, as sharded tensors for megatron.core.dist_checkpointing.

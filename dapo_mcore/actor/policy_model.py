@@ -46,6 +46,9 @@ class PolicyModel(GPTModel):
         self._call = (micro_batch, head)  # GPTModel.forward would not hand them on to _postprocess
         return super().forward(**self._inputs(micro_batch))
 
+    def forget_images(self) -> None:
+        """A step is over: what was kept of its images goes. A policy of text keeps nothing."""
+
     def _inputs(self, micro_batch: MicroBatch) -> dict[str, Any]:
         """Of GPTModel's forward."""
         return {

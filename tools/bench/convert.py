@@ -1,6 +1,7 @@
 """Conversion of weights against `cp` of the same bytes on the same disk, and the memory it takes.
 
     python -m tools.bench convert                   4 layers of Qwen3-30B-A3B at full width, random: 6 GB, twice
+    python -m tools.bench convert --vision          as many of Qwen3-VL-30B-A3B, and its vision tower
     python -m tools.bench convert --model FOLDER    another model
 
 Every contender forces its files to the disk, conversions hash them besides. They take turns; the source is in the page
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3MoeConfig
+from transformers import PretrainedConfig, Qwen3MoeConfig, Qwen3VLMoeConfig
 
 from dapo_mcore.checkpoint.manifest import sync
 from dapo_mcore.weights.conversion import Sizes, hf_to_mcore, mcore_to_hf
@@ -44,17 +45,22 @@ class Row:
     cpu_seconds: list[float] = field(default_factory=list)  # of all threads and children: a busy host does not show
 
 
-def wide_config(layers: int) -> Qwen3MoeConfig:
-    """Qwen3-30B-A3B, cut short."""
+def wide_config(layers: int, vision: bool = False) -> PretrainedConfig:
+    """Qwen3-30B-A3B or Qwen3-VL-30B-A3B, cut short."""
     sizes: dict[str, Any] = {
         "vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": layers,
         "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
         "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True, "tie_word_embeddings": False,
     }  # fmt: skip
+    if vision:  # of the tower transformers' defaults are the published sizes, but for the width of the decoder
+        tower = {"out_hidden_size": sizes["hidden_size"], "deepstack_visual_indexes": [8, 16, 24]}
+        return Qwen3VLMoeConfig(
+            text_config=sizes, vision_config=tower, tie_word_embeddings=sizes["tie_word_embeddings"], dtype="bfloat16"
+        )
     return Qwen3MoeConfig(**sizes, dtype="bfloat16")
 
 
-def write_random(folder: Path, config: Qwen3MoeConfig) -> None:
+def write_random(folder: Path, config: PretrainedConfig) -> None:
     """A model folder of random finite bf16 weights, in little memory."""
     config.save_pretrained(folder)
     noise = np.random.default_rng(0).integers(0, 0x7F80, size=NOISE_BYTES // 2, dtype=np.int16).tobytes()
@@ -114,6 +120,7 @@ def report(rows: Sequence[Row], size: int) -> str:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="Hugging Face folder; default: made of random weights")
+    parser.add_argument("--vision", action="store_true", help="a random model that sees")
     parser.add_argument("--layers", type=int, default=4, help="of the random model")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder on the disk to be measured")
     parser.add_argument("--repeats", type=int, default=3)
@@ -123,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(dir=given.out) as folder:
         out = Path(folder)
         if not given.model:
-            write_random(out / "model", wide_config(given.layers))
+            write_random(out / "model", wide_config(given.layers, given.vision))
         model: Path = given.model or out / "model"
         wide = Sizes(tp=4, pp=2, ep=8) if not given.model else Sizes(tp=2)
         rows = [Row("cp -r", partial(copy, model))]

@@ -114,7 +114,10 @@ def save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
 
 
 def in_float64(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """A copy that computes in float64; Hugging Face's norms would go through float32 whatever the model's dtype."""
+    """A copy that computes in float64; Hugging Face's norms would go through float32 whatever the model's dtype.
+
+    The rotation of queries and keys in a vision tower still does.
+    """
     model = copy.deepcopy(model).double()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):

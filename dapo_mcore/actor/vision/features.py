@@ -17,7 +17,7 @@ from dapo_mcore.actor.vision.tower import visual_features
 class ImageFeatures:
     """Features of images, as `visual_features` has them, whole on every rank.
 
-    A frozen tower computes each image once for as long as anything holds its pixels, which is until the batch goes.
+    A frozen tower computes each image once, and what it says is kept until the step is over or the pixels are gone.
     """
 
     def __init__(self, tower: PreTrainedModel, ranks: dist.ProcessGroup | None) -> None:
@@ -25,14 +25,19 @@ class ImageFeatures:
         self.tower = tower
         self._ranks = ranks
         self._seen = WeakTensorKeyDictionary()  # pixels -> features
-        tower.register_load_state_dict_post_hook(lambda *_: self._seen.clear())
+        tower.register_load_state_dict_post_hook(lambda *_: self.forget())
 
     @property
     def is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.tower.parameters())
 
+    def forget(self) -> None:
+        self._seen.clear()
+
     def __call__(self, images: Sequence[Tensor], sizes: Tensor) -> Tensor:
-        """[visual tokens, 1 + levels, hidden], image after image. Collective over the ranks that share them."""
+        """[visual tokens, 1 + levels, hidden], image after image. Collective over the ranks that share them, which must
+        have been asked for the same before.
+        """
         if self.is_trained or not images:
             return self._computed(images, sizes)
         new = [i for i, pixels in enumerate(images) if pixels not in self._seen]

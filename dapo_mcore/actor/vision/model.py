@@ -48,6 +48,10 @@ class VisionPolicyModel(PolicyModel):
         if all(torch.equal(mine, its) for mine, its in weights):
             self.visual, self.features = None, others
 
+    def forget_images(self) -> None:
+        if self.features is not None:
+            self.features.forget()
+
     def _inputs(self, micro_batch: MicroBatch) -> dict[str, Any]:
         vision = micro_batch.vision
         inputs = super()._inputs(micro_batch) | {"position_ids": vision.positions[:, None]}

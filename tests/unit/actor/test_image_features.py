@@ -83,10 +83,14 @@ def test_a_frozen_tower_sees_each_image_of_a_step_once_for_scores_updates_and_th
         assert sum(seen) == 2 * DISTINCT
 
 
-def test_features_go_with_the_batch(model: ModelConfig) -> None:
+def test_features_go_with_the_batch_and_at_the_end_of_a_step(model: ModelConfig) -> None:
     policy, _ = build(model, TowerTraining.frozen)
     known: Any = policy.chunks[0].features
     batch = mixed_batch()
+    policy.logprobs(batch)
+    assert len(known._seen) == DISTINCT
+    policy.finish_step()
+    assert len(known._seen) == 0
     policy.logprobs(batch)
     assert len(known._seen) == DISTINCT
     del batch
