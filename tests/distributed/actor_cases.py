@@ -16,10 +16,19 @@ from torch import Tensor
 
 from dapo_mcore.actor import optimizer, parallel
 from dapo_mcore.actor.actor import Actor, build_actor
-from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
+from dapo_mcore.config import (
+    ActorConfig,
+    Dtype,
+    MegatronConfig,
+    ModelConfig,
+    OptimConfig,
+    TowerTraining,
+    VisionConfig,
+)
 from dapo_mcore.types import TrainBatch
-from tools.certificate.layouts import megatron_config
+from tools.certificate.layouts import SEEING, megatron_config
 from tools.certificate.measure import gradients, relative_error
+from tools.certificate.vision import with_images
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,10 @@ def compare_all(cases: dict[str, Case], folder: Path) -> dict[str, Errors]:
     return errors
 
 
-TRAINING = {"optim": OptimConfig(lr=1e-2, lr_warmup_steps=2, clip_grad=1.0)}
+TRAINING = {
+    "optim": OptimConfig(lr=1e-2, lr_warmup_steps=2, clip_grad=1.0),
+    "vision": VisionConfig(train=TowerTraining.all),  # means nothing to a model of text
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ def resume_all(cases: dict[str, Resume], folder: Path, batches: list[TrainBatch]
 def _resume(case: Resume, folder: Path, checkpoint: Path, batches: list[TrainBatch]) -> tuple[Any, Any]:
     from megatron.core import dist_checkpointing
 
+    if case.family in SEEING:
+        batches = [with_images(batch) for batch in batches]
     if dist.get_rank() == 0:
         checkpoint.mkdir()
     dist.barrier()

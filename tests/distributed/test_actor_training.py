@@ -48,6 +48,9 @@ RESUMES = {
     "context and expert parallel to pipeline": Resume(
         "qwen3_moe", layout(cp=2, ep=2, **DISTRIBUTED), layout(pp=2, **DISTRIBUTED)
     ),
+    "a policy that sees, expert parallel, overlap, to tensor parallel": Resume(
+        "qwen3_vl_moe", layout(ep=2, **OVERLAP), layout(tp=2, sp=True, **DISTRIBUTED)
+    ),
     "data parallel to expert parallel": Resume("qwen3_moe", layout(**DISTRIBUTED), layout(ep=2, **DISTRIBUTED)),
     "tensor parallel to data parallel": Resume("qwen3_tied", layout(tp=2, **DISTRIBUTED), layout(**DISTRIBUTED)),
     "data parallel, bf16": Resume("qwen3_tied", layout(**DISTRIBUTED), layout(**DISTRIBUTED), Dtype.bf16),
@@ -70,8 +73,8 @@ TURNS = (
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("models")
-    for family in ("qwen3", "qwen3_tied", "qwen3_moe"):
-        hf_reference.tiny_model(family).save_pretrained(folder / family)
+    for family in ("qwen3", "qwen3_tied", "qwen3_moe", "qwen3_vl_moe"):
+        hf_reference.save_model(hf_reference.tiny_model(family), folder / family)
     turns = {name: (TRAININGS[name][0], replace(TRAININGS[name][1], **OFFLOAD)) for name in TURNS}
     return spawn(run_training, 2, TRAININGS, RESUMES, turns, folder, BATCHES)[0]
 

@@ -5,6 +5,7 @@ import pytest
 from dapo_mcore.config import MegatronConfig
 from tests.distributed.sameness_ranks import STEPS, Case, run_cases
 from tests.e2e.tiny_policies import FAMILIES, save_policy
+from tests.e2e.tiny_vl_policies import save_vl_policy, vl_policy
 from tools.certificate.spawn import spawn
 
 DATA_PARALLEL = MegatronConfig()
@@ -21,6 +22,7 @@ CASES = [
     *(Case(name, DATA_PARALLEL, 1) for name in ("llama", "qwen3_moe")),
     Case("qwen2 tied", PIPELINE, 1),
     Case("qwen3_moe", CONTEXT_PARALLEL, 1),
+    Case("qwen3_vl_moe", EXPERT_PARALLEL, 1),  # text, one image, two images; the tower is trained
 ]
 ONE_ENGINE = [Case(name, TENSOR_PARALLEL, 2) for name in ("llama", "qwen2 tied", "qwen3")]
 ONE_ENGINE += [Case(name, EXPERT_PARALLEL, 2) for name in MOE]
@@ -35,10 +37,11 @@ def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policies")
     for seed, family in enumerate(FAMILIES):
         save_policy(folder / family, family, seed)
+    save_vl_policy(vl_policy(), folder / "qwen3_vl_moe")
     # vLLM lays its groups out once per process: each rollout layout, dense or MoE, has processes of its own.
     said: list[dict] = [{}, {}]
     for cases in (CASES, ONE_ENGINE):
-        for families in (DENSE, MOE):
+        for families in (DENSE, [*MOE, "qwen3_vl_moe"]):
             ranks = spawn(run_cases, 2, [c for c in cases if c.family in families], str(folder), limit_s=1200.0)
             said = [known | new for known, new in zip(said, ranks, strict=True)]
     return said
