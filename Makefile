@@ -45,7 +45,7 @@ test: lint unit
 	$(RUN) pytest $(NO_DEVICE) $(TWO_FILES) tests/distributed tests/e2e
 
 unit: dev
-	$(RUN) pytest $(NO_DEVICE) $(TWO_FILES) tests/unit
+	$(RUN) pytest $(NO_DEVICE) $(TWO_FILES) tests/unit tests/npu
 
 clean:
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis

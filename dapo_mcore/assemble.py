@@ -24,7 +24,9 @@ from dapo_mcore.handover import Handover
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.orders import ORDERS
+from dapo_mcore.platform import platform
 from dapo_mcore.prompts import load_tokenizer, pixels_under
+from dapo_mcore.roll_call import call_the_roll
 from dapo_mcore.rollout.build import rollout_engine
 from dapo_mcore.rollout.engine import RolloutEngine
 from dapo_mcore.rollout.leader import is_leader, lead
@@ -40,7 +42,10 @@ PHASES = ("push", "rollout", "old_logprobs", "update", "validate", "save")
 @contextmanager
 def assembled(config: RunConfig) -> Iterator[tuple[Callable[[], None], EndOfStep]]:
     """The loop of a run, ready to train, and what surrounds it; closed again when the block ends. Collective."""
+    if config.actor.megatron.deterministic_mode:
+        platform().make_deterministic()
     parallel.init_process_group()
+    call_the_roll(config)
     tokenizer = load_tokenizer(config.model.path)
     desk = _desk_of_leader(config, tokenizer)
     try:

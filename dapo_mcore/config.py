@@ -309,6 +309,13 @@ class MegatronConfig:
     expert_tensor_parallel_size: int = 1
     sequence_parallel: bool = False
     recompute: Recompute = Recompute.none
+    # Fused kernels; a CPU has none of them.
+    use_fused_rmsnorm: bool = True  # MindSpeed; Transformer Engine's norms always are
+    use_fused_swiglu: bool = True  # MindSpeed
+    moe_grouped_gemm: bool = True  # all experts of a rank in one matrix product
+    moe_permute_fusion: bool = False
+    apply_rope_fusion: bool = False  # not for rotary embeddings in several dimensions (mrope)
+    deterministic_mode: bool = False  # slower kernels and collectives that repeat their results bit for bit
     use_distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False  # sum gradients over ranks while the backward still runs
     overlap_param_gather: bool = False  # gather updated parameters while the next forward runs

@@ -60,6 +60,10 @@ def check_model_fits(megatron: MegatronConfig, rollout: RolloutConfig, model: Ma
     _check_width(TENSOR, megatron.tensor_model_parallel_size, model, "intermediate_size")
     _check_layers(megatron, model)
     _check_experts(megatron, model)
+    rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
+    if megatron.apply_rope_fusion and rope.get("mrope_section"):
+        refuse("actor.megatron.apply_rope_fusion", True, "fused kernels know one dimension of positions, and the "
+               f"model's mrope_section is {rope['mrope_section']}", "set it to false")  # fmt: skip
 
 
 def _check_heads(option: str, tp: int, model: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dapo_kernels.chunks import ACCELERATOR_CHUNK_BYTES
 
-from dapo_mcore.config import Dtype, MegatronConfig, Recompute, RolloutBackend, RunConfig
+from dapo_mcore.config import Dtype, MegatronConfig, Recompute, RolloutBackend, RunConfig, TowerTraining
 from dapo_mcore.weights.families import TextDims, language_config, moe_dims, text_dims
 from dapo_mcore.weights.names import parameters
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
@@ -22,11 +22,12 @@ from dapo_mcore.weights.tower import tower_dims
 ITEM_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
 GRADIENT_BYTES = 4  # gradients are summed in fp32, whatever the weights are
 ADAM_BYTES = {Dtype.bf16: 12, Dtype.fp32: 8}  # two moments in fp32, and beside bf16 the main parameters
+TURNS = ("train", "push", "sample", "host")  # the columns of a part
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes of one device in each turn of a step, and what it leaves in host memory meanwhile."""
+    """Bytes on one device in each turn of a step, and in host memory while the engine samples."""
 
     name: str
     train: int = 0
@@ -42,6 +43,7 @@ class Elements:
     dense: int
     experts: int
     tower: int
+    mergers: int  # of the tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,7 @@ class Footprint:
         return Part("in all", *(sum(getattr(part, turn) for part in self.parts) for turn in TURNS))
 
 
-TURNS = ("train", "push", "sample", "host")
-
-
-def footprint(config: RunConfig, hf_config: Any, world_size: int, trains_tower: bool = False) -> Footprint:
+def footprint(config: RunConfig, hf_config: Any, world_size: int) -> Footprint:
     """For a model with these sizes on `world_size` devices; `hf_config` is its config.json as an object.
 
     Raises:
@@ -67,7 +66,7 @@ def footprint(config: RunConfig, hf_config: Any, world_size: int, trains_tower: 
     """
     train, rollout = _layouts(config, world_size)
     each = world_size // train.pp
-    stages = [_stage(config, hf_config, train, stage * each, trains_tower) for stage in range(train.pp)]
+    stages = [_stage(config, hf_config, train, stage * each) for stage in range(train.pp)]
     fullest = max(stages, key=lambda parts: sum(part.train for part in parts))
     sampling, kv_tokens = _sampling(config, hf_config, rollout)
     return Footprint((*fullest, *sampling), kv_tokens)
@@ -91,7 +90,7 @@ def elements(hf_config: Any, layout: TrainLayout | RolloutLayout, rank: int, pad
     """What `rank` holds, padding of the vocabulary included."""
     trains = isinstance(layout, TrainLayout)
     layers = language_config(hf_config).num_hidden_layers
-    dense = experts = tower = 0
+    dense = experts = tower = mergers = 0
     for row in parameters(hf_config, padded_vocab):
         # A tied head is a second tensor on the last of several stages only.
         if rank not in layout.ranks_of(row, layers) or (row.row.twin and not (trains and layout.pp > 1)):
@@ -103,17 +102,19 @@ def elements(hf_config: Any, layout: TrainLayout | RolloutLayout, rank: int, pad
             experts += size * len(layout.experts(rank, row.experts))
         elif row.section.dims is tower_dims:
             tower += size
+            mergers += size if "merger" in row.section.hf else 0
         else:
             dense += size
-    return Elements(dense, experts, tower)
+    return Elements(dense, experts, tower, mergers)
 
 
-def _stage(config: RunConfig, hf_config: Any, train: TrainLayout, rank: int, trains_tower: bool) -> list[Part]:
+def _stage(config: RunConfig, hf_config: Any, train: TrainLayout, rank: int) -> list[Part]:
     """What the policy takes on `rank`."""
     megatron, dtype, item = config.actor.megatron, config.model.dtype, ITEM_BYTES[config.model.dtype]
     rows = language_config(hf_config).vocab_size
     held = elements(hf_config, train, rank, rows + -rows % train.tp)
-    dense = held.dense + (held.tower if trains_tower else 0)
+    of_tower = {TowerTraining.frozen: 0, TowerTraining.mergers: held.mergers, TowerTraining.all: held.tower}
+    dense = held.dense + of_tower[config.actor.vision.train]
     shards = train.ranks // (train.tp * train.pp), train.ranks // (train.ep * train.etp * train.pp)
     if not megatron.use_distributed_optimizer:
         shards = 1, 1
@@ -191,7 +192,8 @@ def _sampling(config: RunConfig, hf_config: Any, rollout: RolloutLayout) -> tupl
     held = elements(hf_config, rollout, 0, dims.vocab)  # the first has the most experts
     colocated = config.rollout.backend is RolloutBackend.colocated
     weights, tower = item * (held.dense + held.experts), item * held.tower
-    cache, bucket = config.rollout.kv_cache_mb << 20, config.weights.bucket_mb << 20
+    cache = config.rollout.kv_cache_mb << 20
+    bucket = min(config.weights.bucket_mb << 20, 2 * (weights + tower))  # half to send, half to receive
     per_token = 2 * dims.layers * max(1, dims.groups // rollout.tp) * dims.head_dim * item
     parts = [
         Part("engine's weights", push=weights if colocated else 0, sample=weights),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,27 +26,45 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dapo_mcore.config import RunConfig
 from dapo_mcore.config_check import check
+from dapo_mcore.launched import is_scheduler, is_spokesman, place
 from dapo_mcore.observe.quiet import quiet_libraries
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+EXPLAIN = "--explain-env"
 FAILED = 1
-LEADER_SPEAKS_S = 10.0
+CAUSE_SPEAKS_S = 10.0
+# What gloo, NCCL, HCCL and the store say when another rank is gone.
+LOST_PEER = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|remote process (has )?exited|connect\w* .*timed? ?out|"
+    r"remote ?error|failed to recv",
+    re.IGNORECASE,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when the run ended by its own rules; otherwise one error is on stderr and the result is not 0."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if is_scheduler(os.environ):
+        return 0
+    if EXPLAIN in arguments:
+        return explain_environment([argument for argument in arguments if argument != EXPLAIN])
     try:
+        rank, world_size = place(os.environ)
         config = load_config(arguments)
         check(config, world_size)
     except ValueError as error:  # the same on every rank: they read the same options
-        if rank == 0:
+        if is_spokesman(os.environ):
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            let_leader_speak()
+            let_cause_speak()
         return FAILED
     return run(config, rank)
+
+
+def explain_environment(arguments: Sequence[str]) -> int:
+    """The launchers' table of environment variables; `arguments` may name another site: --platform npu --nodes 2."""
+    return subprocess.run([sys.executable, "-m", "launch.environment", "--explain", *arguments], cwd=ROOT).returncode
 
 
 def load_config(overrides: Sequence[str]) -> RunConfig:
@@ -98,6 +118,16 @@ def option_names(options: type, prefix: str = "") -> Iterator[str]:
 def run(config: RunConfig, rank: int) -> int:
     """Build and train; an error is told once, by the rank where it happened, with the traceback in a file."""
     quiet_libraries()
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # platform/ loads what torch would, and says what fails
+    from dapo_mcore.platform import UnusableDeviceError, adapt_megatron
+
+    try:
+        adapt_megatron()  # before transformers is imported
+    except UnusableDeviceError as error:
+        if rank:
+            let_leader_speak()  # whose machine may be in order
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     from dapo_mcore.assemble import assembled
     from dapo_mcore.checkpoint.store import CheckpointNotWritten
     from dapo_mcore.rollout.leader import LeaderError, StopRun
@@ -113,10 +143,12 @@ def run(config: RunConfig, rank: int) -> int:
                 end.stopped(str(reason))
             end.end_of_run()
     except LeaderError:
-        let_leader_speak()
+        let_cause_speak()
         return FAILED
     except Exception as error:  # noqa: BLE001 - the end of the process: told in one line, the rest in a file
         details = _write_traceback(config, rank)
+        if LOST_PEER.search(str(error)):  # a consequence of another rank's end
+            let_cause_speak()
         kind = "" if isinstance(error, (ValueError, CheckpointNotWritten)) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)
         return FAILED
@@ -132,9 +164,9 @@ def tell_memory(config: RunConfig, world_size: int) -> None:
     print("\n".join(table(found, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))), flush=True)
 
 
-def let_leader_speak() -> None:
-    """Launchers end all ranks as soon as one fails: give rank 0 the time to tell the cause, and to fail first."""
-    time.sleep(LEADER_SPEAKS_S)
+def let_cause_speak() -> None:
+    """Launchers end all ranks as soon as one fails: give the one that knows the cause the time to fail first."""
+    time.sleep(CAUSE_SPEAKS_S)
 
 
 def _write_traceback(config: RunConfig, rank: int) -> Path:

@@ -87,7 +87,7 @@ def memory(given: argparse.Namespace) -> None:
     config = load_config([f"model.path={given.model}", *given.overrides])
     check_world(config.actor.megatron, config.rollout, given.ranks)
     check_model_fits(config.actor.megatron, config.rollout, vars(language_config(hf_config)))
-    found = footprint(config, hf_config, given.ranks, given.train_tower)
+    found = footprint(config, hf_config, given.ranks)
     print("\n".join(memory_table(found, given.ranks, given.node)))
 
 
@@ -105,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("--node", type=positive, default=8, help="ranks per node, consecutive (default 8)")
     _add_reshard(commands.choices["reshard"])
     command = commands.choices["memory"]
-    command.add_argument("--train-tower", action="store_true", help="a vision tower that is trained, not frozen")
     command.add_argument("overrides", nargs="*", help="experiment=NAME option=value .., as of dapo_mcore.train")
     given = parser.parse_args(argv)
     try:

@@ -75,6 +75,7 @@ def refuse_unsupported(hf: PretrainedConfig, folder: str | Path) -> None:
 
 def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dtype) -> TransformerConfig:
     """The layers of `hf` under the layout `megatron`, losses counted per token."""
+    has_experts = hf.model_type.endswith("_moe")
     has_te, text, dims = platform().has_transformer_engine, language_config(hf), text_dims(hf, None)
     return TransformerConfig(
         num_layers=dims.layers,
@@ -110,17 +111,30 @@ def transformer_config(hf: PretrainedConfig, megatron: MegatronConfig, dtype: Dt
         expert_model_parallel_size=megatron.expert_model_parallel_size,
         expert_tensor_parallel_size=megatron.expert_tensor_parallel_size,
         **_recompute(megatron.recompute),
+        moe_grouped_gemm=has_te and has_experts and megatron.moe_grouped_gemm,
+        moe_permute_fusion=has_te and megatron.moe_permute_fusion,
+        apply_rope_fusion=has_te and megatron.apply_rope_fusion,
+        gradient_accumulation_fusion=False,
+        deterministic_mode=megatron.deterministic_mode,
         mrope_section=text.rope_parameters.get("mrope_section"),
-        **(_experts(text) if hf.model_type.endswith("_moe") else {}),
+        **(_experts(text) if has_experts else {}),
     )
 
 
 def _recompute(recompute: Recompute) -> dict[str, Any]:
+    """Every field, as those of the layout: where one is left open, MindSpeed fills in what another model was given."""
+    none = {
+        "recompute_granularity": None,
+        "recompute_method": None,
+        "recompute_num_layers": None,
+        "recompute_modules": None,
+        "distribute_saved_activations": False,
+    }
     if recompute is Recompute.full:
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        return none | {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if recompute is Recompute.selective:
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {}
+        return none | {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return none
 
 
 def _experts(text: Any) -> dict[str, Any]:
@@ -137,7 +151,6 @@ def _experts(text: Any) -> dict[str, Any]:
         "moe_router_score_function": "softmax",
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
-        "moe_grouped_gemm": platform().has_transformer_engine,
     }
 
 

@@ -48,6 +48,7 @@ def init_process_group(rendezvous: Rendezvous | None = None, timeout_s: float = 
 
 def init_model_parallel(config: MegatronConfig, seed: int) -> None:
     """Cut the world into Megatron's groups and seed its random streams. Collective."""
+    platform().configure_megatron(config)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from dapo_mcore.config import MegatronConfig
 from dapo_mcore.platform import megatron_cpu
 from dapo_mcore.platform.device import MemoryStats, Platform
+from dapo_mcore.platform.engines import EngineTraits
 
 
 def _memory_stats() -> MemoryStats:
@@ -23,7 +25,11 @@ def _memory_stats() -> MemoryStats:
 
 
 def _nothing() -> None:
-    """Work on a CPU is synchronous and its allocator keeps no device cache."""
+    """Work on a CPU is synchronous and its allocator keeps no device cache; it repeats its results."""
+
+
+def _nothing_to_configure(_: MegatronConfig) -> None:
+    """The adapter has no switches."""
 
 
 def platform() -> Platform:
@@ -32,10 +38,14 @@ def platform() -> Platform:
         device=torch.device("cpu"),
         collective_backend="gloo",
         has_transformer_engine=False,
+        tower_attention="sdpa",
         pins_host_memory=False,
         actor_resources=lambda _: {},
         memory_stats=_memory_stats,
         synchronize=_nothing,
         empty_cache=_nothing,
         adapt_megatron=megatron_cpu.apply,
+        configure_megatron=_nothing_to_configure,
+        make_deterministic=_nothing,
+        engines=EngineTraits(sleep_level=0),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
-from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
+from dapo_mcore.rollout.engine import Answer, Finished, Key, Request, Sampling
 from dapo_mcore.rollout.ranks import Ranks, RolloutError
 from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
 
@@ -68,7 +68,8 @@ class ColocatedEngine:
                 "ranks of this run; use a divisor, or start more processes"
             )
         self._queue: deque[tuple[Request, Sampling]] = deque()  # on the leader, like all that follows
-        self._dealt: list[set[Key]] = [set() for _ in range(self._ranks.size // self._replica_size)]  # by replica
+        replicas = self._ranks.size // self._replica_size
+        self._dealt: list[dict[Key, Request]] = [{} for _ in range(replicas)]
         self._room = rollout.max_num_seqs * LOAD
         job = self._ranks.scatter([uuid.uuid4().hex] * self._ranks.size)
         self._engine = self._ranks.together(
@@ -114,7 +115,7 @@ class ColocatedEngine:
         """
         gone = frozenset(keys)
         self._queue = deque(entry for entry in self._queue if entry[0].key not in gone)
-        orders = [_Order(gone=gone & dealt, decode=False) for dealt in self._dealt]
+        orders = [_Order(gone=gone & dealt.keys(), decode=False) for dealt in self._dealt]
         return self._exchange(orders) if any(order.gone for order in orders) else []
 
     def follow(self) -> None:
@@ -178,7 +179,7 @@ class ColocatedEngine:
             while self._queue and self._queue[0][0].prompt.uid == uid and self._queue[0][1] == sampling:
                 request, _ = self._queue.popleft()
                 shares[replica].append(request)
-                self._dealt[replica].add(request.key)
+                self._dealt[replica][request.key] = request
         return [_Order(share, sampling) for share in shares]
 
     def _exchange(self, orders: Sequence[_Order]) -> list[Finished]:
@@ -188,24 +189,28 @@ class ColocatedEngine:
             by_rank = self._obey(order)
         except RolloutError:
             self._queue.clear()
-            self._dealt = [set() for _ in self._dealt]
+            self._dealt = [{} for _ in self._dealt]
             raise
-        finished = by_rank[:: self._replica_size]
-        self._dealt = [
-            dealt - order.gone - {one.request.key for one in ended}
-            for dealt, order, ended in zip(self._dealt, orders, finished, strict=True)
+        finished = [
+            Finished(dealt.pop(answer.key), answer.response)
+            for dealt, answers in zip(self._dealt, by_rank[:: self._replica_size], strict=True)
+            for answer in answers
         ]
-        return [one for ended in finished for one in ended]
+        self._dealt = [
+            {key: request for key, request in dealt.items() if key not in order.gone}
+            for dealt, order in zip(self._dealt, orders, strict=True)
+        ]
+        return finished
 
-    def _obey(self, order: _Order) -> list[list[Finished]]:
-        """Carry out this rank's order; on the leader, every rank's results (empty but for a replica's first rank)."""
+    def _obey(self, order: _Order) -> list[list[Answer]]:
+        """Carry out this rank's order; on the leader, every rank's answers (none but from a replica's first rank)."""
         try:
             finished = self._ranks.together(lambda: self._carry_out(order))
         except RolloutError:
             self._engine.clear()
             raise
         speaks = self._ranks.rank % self._replica_size == 0
-        return self._ranks.gather(finished if speaks else [])
+        return self._ranks.gather([one.answer for one in finished] if speaks else [])
 
     def _carry_out(self, order: _Order) -> list[Finished]:
         aborted = self._engine.abort(order.gone) if order.gone else []

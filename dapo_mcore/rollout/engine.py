@@ -50,6 +50,19 @@ class Finished:
     request: Request
     response: Response  # whole: with a continued request's partial at its beginning
 
+    @property
+    def answer(self) -> Answer:
+        return Answer(self.request.key, self.request.seed, self.response)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A `Finished` on its way to the process that knows the request: pictures travel to an engine, and not back."""
+
+    key: Key
+    seed: int  # of the request: its key may have been asked for again meanwhile
+    response: Response
+
 
 def request_seed(run_seed: int, version: int, prompt_uid: int, index: int) -> int:
     """A seed in [0, 2**63) that depends on what is sampled, never on when or where."""

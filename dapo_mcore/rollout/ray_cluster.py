@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from typing import Any
@@ -14,6 +15,7 @@ from dapo_mcore.platform import platform
 from dapo_mcore.rollout.ray_engine import EngineActor
 
 LOOPBACK = "127.0.0.1"
+ENVIRONMENT = "DAPO_ROLLOUT_ENVIRONMENT"  # JSON, from the launcher: what engines need otherwise than the trainer
 
 
 def connect(options: RayConfig) -> None:
@@ -53,4 +55,7 @@ def start_actor(options: RayConfig, devices: int) -> Any:
     """An actor for an engine over so many devices, which starts as soon as a machine of the cluster has them free."""
     actor: Any = ray.remote(EngineActor)
     resources = platform().actor_resources(devices)
+    variables: dict[str, str] = json.loads(os.environ.get(ENVIRONMENT, "{}"))
+    if variables:  # Ray starts a process for each set of them, so only where there is a difference
+        resources["runtime_env"] = {"env_vars": variables}
     return actor.options(num_cpus=options.cpus_per_engine, max_restarts=0, **resources).remote()

@@ -14,7 +14,7 @@ import ray
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
 from dapo_mcore.prompts.vision import ImageTokens
-from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
+from dapo_mcore.rollout.engine import Answer, Key, Request, Sampling
 from dapo_mcore.rollout.vllm_engine import Tokenizer, VllmEngine
 from dapo_mcore.rollout.weight_channel import Meeting
 
@@ -67,15 +67,15 @@ class EngineActor:
     def ping(self) -> None:
         """Returns."""
 
-    def advance(self, tasks: Sequence[Task]) -> list[Finished]:
+    def advance(self, tasks: Sequence[Task]) -> list[Answer]:
         """Take `tasks` on, decode for a slice, and say what has finished since the last call."""
         for sampling, same in itertools.groupby(tasks, lambda task: task.sampling):
             self._engine.submit([task.request for task in same], sampling)
-        return self._engine.poll()
+        return [finished.answer for finished in self._engine.poll()]
 
-    def abort(self, keys: Collection[Key]) -> list[Finished]:
+    def abort(self, keys: Collection[Key]) -> list[Answer]:
         """See `RolloutEngine.abort`."""
-        return self._engine.abort(keys)
+        return [finished.answer for finished in self._engine.abort(keys)]
 
     def load(self, meeting: Meeting, first_rank: int, version: int) -> None:
         """Take part in a push as receivers `first_rank` and up."""

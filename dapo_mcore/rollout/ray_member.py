@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from dapo_mcore.rollout.engine import Finished, Key
+from dapo_mcore.rollout.engine import Answer, Finished, Key
 from dapo_mcore.rollout.ray_engine import EngineArguments, Task
 
 CALLS_AHEAD = 2  # an actor goes on with the second while the pool looks at the reply to the first
@@ -78,19 +78,19 @@ class Member:
             built = self.version is not None
             raise EngineLost("no answer in time" if built else "not built in time; has the cluster room for it?")
 
-    def settled(self, reply: Sequence[Finished]) -> list[Finished]:
-        """What of a reply answers a request it owes. A response to a request aborted meanwhile does not."""
-        mine = [finished for finished in reply if self._owes(finished)]
-        for finished in mine:
-            self._settle(finished.request.key)
-        return mine
+    def settled(self, reply: Sequence[Answer]) -> list[Finished]:
+        """What of a reply answers a request it owes. An answer to a request aborted meanwhile does not."""
+        mine = [answer for answer in reply if self._owes(answer)]
+        return [Finished(self._settle(answer.key).request, answer.response) for answer in mine]
 
-    def _owes(self, finished: Finished) -> bool:
-        task = self.tasks.get(finished.request.key)
-        return task is not None and task.request.seed == finished.request.seed
+    def _owes(self, answer: Answer) -> bool:
+        task = self.tasks.get(answer.key)
+        return task is not None and task.request.seed == answer.seed
 
-    def _settle(self, key: Key) -> None:
-        self.outstanding_tokens -= self.tasks.pop(key).tokens
+    def _settle(self, key: Key) -> Task:
+        task = self.tasks.pop(key)
+        self.outstanding_tokens -= task.tokens
+        return task
 
     def _call(self, method: Any, timeout_s: float, argument: Any) -> None:
         if not self._replies:

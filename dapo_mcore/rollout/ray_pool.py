@@ -84,6 +84,7 @@ class RayPool:
         gone, timeout_s = set(keys), self._options.timeout_s
         self._queue = deque(task for task in self._queue if task.request.key not in gone)
         asked = [member for member in self._members if not gone.isdisjoint(member.tasks)]
+        requests = {key: task.request for member in asked for key, task in member.tasks.items()}
         for member in asked:
             member.abort([key for key in member.tasks if key in gone], timeout_s)
         partials: list[Finished] = []
@@ -92,7 +93,7 @@ class RayPool:
                 *before, of_abort = member.read_all(timeout_s)
                 for reply in before:
                     self._finished += member.settled(reply)
-                partials += of_abort
+                partials += [Finished(requests[answer.key], answer.response) for answer in of_abort]
         return partials
 
     def follow(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch.distributed as dist
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
+from dapo_mcore.platform import platform
 from dapo_mcore.rollout.engine import Finished, Key, Request, Sampling
 from dapo_mcore.rollout.rng import undisturbed_rng
 from dapo_mcore.rollout.vllm_env import prepare_environment
@@ -158,7 +159,7 @@ class VllmEngine:
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over `weights`, pairs of HF name and full tensor, and forget what was computed with the old ones.
 
-        A sleeping engine gets the weights' memory back before, but not yet the KV cache's (`wake`).
+        A sleeping engine gets the weights' memory back before, but not yet the KV cache's, and forgets when it wakes.
 
         Raises:
             ValueError: a weight is missing.
@@ -191,23 +192,32 @@ class VllmEngine:
             self._llm.wake_up(["weights"])
         with undisturbed_rng():
             self._llm.collective_rpc(method, args=arguments)
+        if not self._llm.is_sleeping():
+            self._forget()
+        self.version = version
+
+    def _forget(self) -> None:
+        """Drop what was computed with earlier weights."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
         self._llm.reset_encoder_cache()  # what the old tower made of pictures
         self._llm.reset_mm_cache()  # pictures of earlier steps
-        self.version = version
 
     def wake(self) -> None:
         """After `sleep` and `load`: take the KV cache's memory back, ready to sample."""
         if self._llm.is_sleeping():
             self._llm.wake_up(["kv_cache"])
+            self._forget()
 
     def sleep(self) -> None:
-        """Give the memory of weights and KV cache to the trainer; the weights are lost. On a CPU nothing happens."""
-        from vllm.platforms import current_platform
+        """Give the memory of weights and KV cache to the trainer, where the platform's engines sleep.
 
-        if not current_platform.is_cpu():
-            self._llm.sleep(level=2)
+        The weights must come again before the next sampling.
+        """
+        if level := platform().engines.sleep_level:
+            if not self._llm.is_sleeping():
+                self._llm.collective_rpc("prepare_to_sleep")
+            self._llm.sleep(level=level)
             self.version = -1
 
     def close(self) -> None:

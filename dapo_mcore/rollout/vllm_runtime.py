@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
+from dapo_mcore.platform import platform
 from dapo_mcore.rollout import vllm_cpu
 
 # What is done to these after loading is nothing (CUDA) or known (CPU).
@@ -35,6 +36,8 @@ class RuntimeWeights:
     @property
     def obstacle(self) -> str:
         """Why this model cannot be written to directly; empty if it can."""
+        if reason := platform().engines.private_layout:
+            return reason
         if not (current_platform.is_cpu() or current_platform.is_cuda()):
             return f"the runtime layout of vLLM on {current_platform.device_name} is private"
         dtypes = {str(parameter.dtype) for parameter in self._parameters.values()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch.distributed as dist
 
 from dapo_mcore.config import Dtype, ModelConfig, RolloutConfig
+from dapo_mcore.platform import platform
 from dapo_mcore.rollout import vllm_cpu
 from dapo_mcore.rollout.vllm_inputs import options_for_pictures
 
@@ -40,7 +41,7 @@ def start(
     from vllm import EngineArgs
     from vllm.platforms import current_platform
 
-    on_cpu = current_platform.is_cpu()
+    on_cpu, traits = current_platform.is_cpu(), platform().engines
     if on_cpu:
         vllm_cpu.mend(job)
     is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
@@ -67,13 +68,14 @@ def start(
         max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
         max_num_seqs=rollout.max_num_seqs,
         enforce_eager=on_cpu or rollout.enforce_eager,
-        enable_sleep_mode=not on_cpu,
+        enable_sleep_mode=traits.sleep_level > 0,
         logprobs_mode="processed_logprobs",  # under the distribution that was sampled
         generation_config="vllm",  # sampling is said per request, not by a file of the model
         worker_extension_cls=WORKER_PROCESS if has_processes else WORKER,
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **options_for_pictures(vision, max_model_len),
+        **traits.options,
     )
     llm = _launch(args, rollout.kv_cache_mb)
     if record_routes and on_cpu:

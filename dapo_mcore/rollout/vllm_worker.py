@@ -13,7 +13,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
-from dapo_mcore.rollout import vllm_cpu
+from dapo_mcore.rollout import vllm_ascend, vllm_cpu
 from dapo_mcore.rollout.vllm_routes import RouteRecorder
 from dapo_mcore.rollout.vllm_runtime import RuntimeWeights
 from dapo_mcore.rollout.weight_channel import Meeting, receive
@@ -25,13 +25,17 @@ class WeightUpdate:
     vllm_config: VllmConfig  # of the worker
     model_runner: Any  # of the worker
     route_recorder: RouteRecorder
+    experts_asleep: vllm_ascend.Places | None = None  # where the experts were when the engine last fell asleep
+
+    def prepare_to_sleep(self) -> None:
+        """Before every sleep: remember how the model is when it can sample."""
+        self.experts_asleep = vllm_ascend.places_of_experts(self.model_runner.get_model())
 
     def update_weights_from(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace every weight of the model by `weights`, pairs of HF name and full tensor; this rank keeps its cut.
 
-        A layer is loaded and brought into its runtime layout once all of its tensors have come, then copied over the
-        old one: parameters keep their addresses. `weights` is consumed lazily. References to an incomplete layer's
-        tensors are kept, so tensors must keep their values meanwhile, and layer after layer is the cheapest order.
+        Parameters keep their addresses. `weights` is consumed lazily; a tensor must keep its value until its layer is
+        complete, and layer after layer is the cheapest order.
 
         Raises:
             ValueError: the model has weights that did not come, or came in part. The model is unusable then.
@@ -39,14 +43,27 @@ class WeightUpdate:
         model = self.model_runner.get_model()
         expected = {name for name, _ in model.named_parameters()}
         with set_current_vllm_config(self.vllm_config):
-            if current_platform.is_cpu():
-                vllm_cpu.before_reload(model)
-            initialize_layerwise_reload(model)
-            _refuse("did not come", expected - model.load_weights(weights))
-            _refuse("came only in part", _incomplete_layers(model))
-            finalize_layerwise_reload(model, self.vllm_config.model_config)
-            if current_platform.is_cpu():
-                vllm_cpu.after_reload(model)
+            asleep = self.experts_asleep
+            if asleep is None or vllm_ascend.places_of_experts(model) == asleep:
+                self._update_layer_by_layer(model, weights, expected)
+            else:
+                config = self.vllm_config.model_config
+                _refuse("did not come", expected - vllm_ascend.load_in_place(model, weights, config, asleep))
+
+    def _update_layer_by_layer(
+        self, model: nn.Module, weights: Iterable[tuple[str, Tensor]], expected: set[str]
+    ) -> None:
+        """A layer is loaded and brought into its runtime layout once all of its tensors have come, then copied over the
+        old one. References to an incomplete layer's tensors are kept.
+        """
+        if current_platform.is_cpu():
+            vllm_cpu.before_reload(model)
+        initialize_layerwise_reload(model)
+        _refuse("did not come", expected - model.load_weights(weights))  # type: ignore[operator]
+        _refuse("came only in part", _incomplete_layers(model))
+        finalize_layerwise_reload(model, self.vllm_config.model_config)
+        if current_platform.is_cpu():
+            vllm_cpu.after_reload(model)
 
     def receive_weights(self, meeting: Meeting, first_rank: int, host: str) -> None:
         """`update_weights_from` a push. The engine's workers are its receivers from `first_rank` on; see `receive`."""

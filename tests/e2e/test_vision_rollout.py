@@ -16,6 +16,7 @@ from tests.e2e.tiny_policies import model_config, rollout_config, weights_in
 from tests.e2e.tiny_vl_policies import (
     CELL,
     IMAGE,
+    LENGTHS,
     PROMPT_LENGTH,
     RESPONSE_LENGTH,
     gap,
@@ -56,8 +57,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     models = [vl_policy(tower=0), vl_policy(tower=1)]
     folders = [save_vl_policy(model, tmp_path_factory.mktemp("policy")) for model in models]
     vision = image_tokens(folders[0])
-    lengths = {"max_prompt_length": PROMPT_LENGTH, "max_response_length": RESPONSE_LENGTH}
-    engine = VllmEngine(model_config(folders[0]), rollout_config(), tokenizer(), vision=vision, **lengths)
+    engine = VllmEngine(model_config(folders[0]), rollout_config(), tokenizer(), vision=vision, **LENGTHS)
     wanted = requests_of(some_prompts(vision), 4)
     try:
         yield Policies(engine, models, folders, wanted, generate(engine, wanted, SAMPLING))
@@ -117,3 +117,14 @@ def test_a_prompt_is_as_long_as_its_text_and_pictures_together(policies: Policie
     assert len(long.token_ids) < PROMPT_LENGTH
     with pytest.raises(ValueError, match=r"prompt 8 \(row 8\) has 157 tokens, above data\.max_prompt_length=150"):
         generate(policies.engine, requests_of([long], 1), SAMPLING)
+
+
+def test_both_ends_of_the_cache_of_pictures_agree_again_after_a_failure(policies: Policies) -> None:
+    good = prompt_of(image_tokens(policies.folders[0]), 9, picture(40, 40, 5))
+    # vLLM puts the picture into its cache, and then finds no place for it among the tokens
+    broken = replace(good, token_ids=tuple(1 if token == IMAGE else token for token in good.token_ids), visual_spans=())
+    with pytest.raises(AssertionError, match="Failed to apply prompt replacement"):
+        generate(policies.engine, requests_of([broken], 1), SAMPLING)
+    policies.engine.clear()
+    wanted = requests_of([good], 1)
+    assert gap(policies.models[0], wanted, generate(policies.engine, wanted, SAMPLING)) <= TOLERANCE

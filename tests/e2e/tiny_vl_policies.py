@@ -25,6 +25,7 @@ SPECIAL = {EOS: "<eos>", IMAGE: PLACEHOLDER, START: "<|vision_start|>", END: "<|
 CELL = PATCH * MERGE  # pixels of a token's side
 MIN_PIXELS, MODELS_MAX, MAX_PIXELS = 4 * CELL**2, 64 * CELL**2, 12 * CELL**2  # the last as data.max_pixels
 PROMPT_LENGTH, RESPONSE_LENGTH = 150, 24
+LENGTHS = {"max_prompt_length": PROMPT_LENGTH, "max_response_length": RESPONSE_LENGTH}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -114,8 +115,8 @@ def requests_of(prompts: Sequence[Prompt], n: int) -> list[Request]:
 
 
 @torch.no_grad()
-def response_logprobs(model: Any, prompt: Prompt, response: Response) -> torch.Tensor:
-    """[response] float64: of its tokens at temperature 1, by transformers' own processor and model."""
+def read(model: Any, prompt: Prompt, response: Response) -> torch.Tensor:
+    """[response, vocabulary]: transformers' logits at the response's tokens, by its own processor."""
     images: dict[str, Any] = {}
     ids = list(prompt.token_ids)
     if prompt.images:
@@ -125,9 +126,30 @@ def response_logprobs(model: Any, prompt: Prompt, response: Response) -> torch.T
         made = processor()(text=[text], images=pictures, images_kwargs={"size": size}, return_tensors="pt")
         images = {name: made[name] for name in ("pixel_values", "image_grid_thw")}
         ids = made["input_ids"][0].tolist()
-    read = torch.tensor([[*ids, *(TWIN if token == IMAGE else token for token in response.token_ids)]])
-    logits = model(read, mm_token_type_ids=(read == IMAGE).int(), **images).logits[0, len(ids) - 1 : -1]
-    return logits.double().log_softmax(-1).gather(1, torch.tensor(response.token_ids)[:, None])[:, 0]
+    whole = torch.tensor([[*ids, *(TWIN if token == IMAGE else token for token in response.token_ids)]])
+    return model(whole[:, :-1], mm_token_type_ids=(whole[:, :-1] == IMAGE).int(), **images).logits[0, len(ids) - 1 :]
+
+
+def response_logprobs(model: Any, prompt: Prompt, response: Response) -> torch.Tensor:
+    """[response] float64, at temperature 1."""
+    logprobs = read(model, prompt, response).double().log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(response.token_ids)[:, None])[:, 0]
+
+
+def chosen_experts(model: Any, prompt: Prompt, response: Response) -> dict[int, torch.Tensor]:
+    """Layer -> [tokens read, top_k]: of transformers' routers, sorted."""
+    found: dict[int, torch.Tensor] = {}
+    hooks = [
+        layer.mlp.gate.register_forward_hook(
+            lambda gate, given, output, number=number: found.update({number: output[2].sort(-1).values})
+        )
+        for number, layer in enumerate(model.model.language_model.layers)
+        if hasattr(layer.mlp, "gate")
+    ]
+    read(model, prompt, response)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def gap(model: Any, requests: Sequence[Request], responses: Sequence[Response]) -> float:

@@ -47,10 +47,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def train(model: Path, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """A run to its end, whatever that is."""
-    arguments = command(model, out, *overrides)
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT_S, env=environment())
+def train(model: Path, out: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A run to its end, whatever that is, with `variables` in its environment."""
+    arguments, variables = command(model, out, *overrides), environment() | variables
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT_S, env=variables)
 
 
 def train_and_kill(model: Path, out: Path, *overrides: str, when: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's modules of vision-language models, without an engine around them."""
+"""vLLM's modules of vision-language models, and an engine that such a policy is pushed into."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from dapo_mcore.actor import parallel
+from dapo_mcore.actor.actor import build_actor
+from dapo_mcore.config import ActorConfig, MegatronConfig
+from dapo_mcore.handover import plan_push
+from dapo_mcore.rollout.colocated import ColocatedEngine
+from dapo_mcore.rollout.engine import Request, Sampling, generate
+from dapo_mcore.rollout.leader import lead
 from dapo_mcore.rollout.vllm_env import prepare_environment
+from dapo_mcore.types import Response
+from tests.e2e.tiny_policies import model_config, rollout_config, weights_in
+from tests.e2e.tiny_vl_policies import LENGTHS, image_tokens, tokenizer
 from tests.tiny_vl import KINDS
 
 Shapes = dict[str, tuple[int, ...]]
@@ -53,3 +63,29 @@ def _complete(config: Path, architecture: str) -> None:
     stated = json.loads(config.read_text())
     text = stated["text_config"] | {"norm_topk_prob": True}
     config.write_text(json.dumps(stated | {"architectures": [architecture], "text_config": text}))
+
+
+def pushed_and_loaded(first: Path, second: Path, requests: list[Request], sampling: Sampling) -> dict[str, Any]:
+    """An engine over all ranks samples from the first policy; then from the second, loaded from its file and pushed
+    from Megatron's model, whose experts are spread over the ranks.
+    """
+    ranks = dist.get_world_size()
+    megatron = MegatronConfig(expert_model_parallel_size=ranks)
+    rollout = rollout_config(tensor_model_parallel_size=ranks)
+    parallel.init_model_parallel(megatron, seed=0)
+    policy = build_actor(model_config(second), ActorConfig(megatron=megatron), total_steps=1)
+    options = {"record_routes": True, "vision": image_tokens(first), **LENGTHS}
+    engine = ColocatedEngine(model_config(first), rollout, tokenizer(), **options)
+    push = plan_push(megatron, rollout, policy.hf_config, policy.chunks, bucket_mb=1)
+
+    def sample() -> list[Response]:
+        return lead(lambda: generate(engine, requests, sampling), engine)
+
+    answers: dict[str, Any] = {"obstacle": engine.examine(lambda runtime: runtime.obstacle or push.misfit(runtime))}
+    engine.load(weights_in(second), 1)
+    answers["loaded"] = sample()
+    engine.load(weights_in(first), 0)
+    answers["before"] = sample()
+    engine.write(push, 1)
+    answers["pushed"] = sample()
+    return answers

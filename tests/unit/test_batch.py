@@ -1,6 +1,8 @@
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from dapo_mcore.config import (
     OverlongBufferConfig,
     RewardConfig,
 )
+from dapo_mcore.prompts import PromptSource
+from dapo_mcore.rollout.collected import Collected
 from dapo_mcore.types import (
     EncodedImage,
     FinishReason,
@@ -108,6 +112,15 @@ def test_a_picture_is_made_once_for_all_responses_and_prompts_that_show_it():
     assert [visual.span for visual in third] == list(shown[2][2])
     assert third[1].pixels is first[0].pixels
     assert [visual.pixels[0, 0].item() for visual in third] == [2.0, 1.0]
+
+
+def test_what_rank_0_hands_to_the_others_holds_each_picture_once_and_encoded():
+    image = EncodedImage(Random(0).randbytes(100_000), 500, 500)
+    row = Prompt(0, 0, (1, 9), "", "", images=(image,), visual_spans=(VisualSpan(1, 16, 16),))
+    source = PromptSource([row], seed=0)  # two epochs of one row
+    groups = tuple(Group(prompt, (sample((11,), 1.0),) * 8) for prompt in source.peek(0, 2))
+    collected = Collected(groups, considered=groups)
+    assert len(pickle.dumps(collected)) < 1.1 * len(image.data)
 
 
 def test_a_batch_of_text_shows_nothing():

@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
+from dapo_mcore.config import MegatronConfig, RolloutConfig
 from dapo_mcore.config_check import check
+from dapo_mcore.layout_check import check_model_fits
+from dapo_mcore.platform import platform
 from dapo_mcore.train import load_config, main
 
 MOE = {"model_type": "qwen3_moe", "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 8,
@@ -261,6 +264,16 @@ def test_tensor_parallelism_must_divide_the_heads(models, option):
         check(load(models, *overrides, model="dense"), world_size=2)
 
 
+@pytest.mark.parametrize("entry", ["rope_parameters", "rope_scaling"])  # of transformers 5, and before
+def test_fused_rotary_embeddings_are_refused_where_positions_have_several_dimensions(entry):
+    text = {**DENSE, entry: {"rope_type": "default", "mrope_section": [24, 20, 20]}}
+    options = MegatronConfig(apply_rope_fusion=True)
+    with pytest.raises(ValueError, match=r"apply_rope_fusion=True.*mrope_section is \[24, 20, 20\]; set it to false"):
+        check_model_fits(options, RolloutConfig(), text)
+    check_model_fits(MegatronConfig(), RolloutConfig(), text)
+    check_model_fits(options, RolloutConfig(), {**DENSE, entry: {"rope_type": "default"}})
+
+
 @pytest.mark.parametrize("content", [None, "not json"])
 def test_a_model_folder_without_a_readable_config_is_refused(tmp_path, content):
     if content:
@@ -270,14 +283,28 @@ def test_a_model_folder_without_a_readable_config_is_refused(tmp_path, content):
 
 
 def test_a_refused_run_prints_one_line_on_rank_0_only_and_fails(models, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("dapo_mcore.train.LEADER_SPEAKS_S", 0.0)
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("dapo_mcore.train.CAUSE_SPEAKS_S", 0.0)
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         assert main(["experiment=quickstart", f"model.path={models / 'moe'}", "rollout.n=1"]) != 0
     told = capsys.readouterr().err
     assert told.count("error:") == 1
     assert told.count("\n") == 1
+
+
+def test_a_device_that_cannot_be_used_is_told_in_one_line_before_anything_is_built(models, monkeypatch, capsys):
+    environment = {"DAPO_PLATFORM": "tpu", "WORLD_SIZE": "2", "RANK": "0"}
+    left_behind = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    for name, value in (environment | left_behind).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("dapo_mcore.train.LEADER_SPEAKS_S", 0.0)
+    platform.cache_clear()
+    assert main(["experiment=quickstart", f"model.path={models / 'moe'}"]) != 0
+    platform.cache_clear()
+    told = capsys.readouterr().err
+    assert told == "error: DAPO_PLATFORM=tpu: no such platform; use one of cpu, cuda, npu, or unset\n"
 
 
 def test_options_are_read_and_checked_without_importing_torch():

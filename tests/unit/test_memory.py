@@ -20,14 +20,15 @@ from tools.plan import main, read_model
 from tools.tiny.model import tiny_config
 
 EP8 = "dapo_qwen3_vl_30b_geo3k"
+TRAINED = "actor.vision.train=all"
 
 
 def recipe(*overrides: str, name: str = EP8) -> RunConfig:
     return load_config([f"experiment={name}", *overrides])
 
 
-def of_the_target(*overrides: str, devices: int = 8, trains_tower: bool = False) -> Footprint:
-    return footprint(recipe(*overrides), read_model("Qwen3-VL-30B-A3B"), devices, trains_tower)
+def of_the_target(*overrides: str) -> Footprint:
+    return footprint(recipe(*overrides), read_model("Qwen3-VL-30B-A3B"), 8)
 
 
 def gb(found: Footprint, turn: str, *names: str) -> float:
@@ -41,7 +42,7 @@ def as_printed(figure: float) -> Any:
 
 def test_the_target_model_takes_what_was_worked_out_on_paper():
     """EP8 on 8 devices, everything trained: 3.62 billion numbers in experts and 2.08 billion others on each."""
-    found = of_the_target(trains_tower=True)
+    found = of_the_target(TRAINED)
     assert gb(found, "train", "weights", "vision tower") == as_printed(11.4)
     assert gb(found, "train", "gradients") == as_printed(22.8)
     assert gb(found, "train", "optimizer") == as_printed(43.5 + 3.1)
@@ -49,12 +50,15 @@ def test_the_target_model_takes_what_was_worked_out_on_paper():
     assert 8 * gb(found, "host", "optimizer") == pytest.approx(373, abs=0.5)
 
 
-def test_a_frozen_tower_has_weights_and_nothing_else():
-    frozen, trained = of_the_target(), of_the_target(trains_tower=True)
-    tower = 538_631_408
-    assert gb(frozen, "train", "vision tower") == gb(trained, "train", "vision tower") == tower * 2 / 1e9
-    assert gb(trained, "train", "gradients") - gb(frozen, "train", "gradients") == pytest.approx(tower * 4 / 1e9)
-    assert gb(trained, "train", "optimizer") - gb(frozen, "train", "optimizer") == pytest.approx(tower * 12 / 8 / 1e9)
+MERGERS = 4 * (4608 * 4608 + 4608 + 2048 * 4608 + 2048) + 2 * (1152 + 3 * 4608)  # two layers and a norm each
+
+
+@pytest.mark.parametrize(("trained", "numbers"), [("all", 538_631_408), ("mergers", MERGERS)])
+def test_gradients_and_optimizer_of_a_tower_are_those_of_what_is_trained_of_it(trained, numbers):
+    frozen, found = of_the_target(), of_the_target(f"actor.vision.train={trained}")
+    assert gb(frozen, "train", "vision tower") == gb(found, "train", "vision tower") == 538_631_408 * 2 / 1e9
+    assert gb(found, "train", "gradients") - gb(frozen, "train", "gradients") == pytest.approx(numbers * 4 / 1e9)
+    assert gb(found, "train", "optimizer") - gb(frozen, "train", "optimizer") == pytest.approx(numbers * 12 / 8 / 1e9)
 
 
 def test_full_recomputation_keeps_the_inputs_of_all_layers():
@@ -107,6 +111,13 @@ def test_engines_in_ray_have_devices_of_their_own():
     assert gb(found, "push", "engine's weights", "KV cache", "bucket of a push") == 0
     assert gb(found, "sample", "weights", "gradients", "optimizer") == 0
     assert gb(found, "sample", "engine's weights", "KV cache") > 30
+
+
+def test_a_push_stages_no_more_than_an_engine_holds():
+    config, hf = small({}), tiny_config("llama")
+    large, tiny = of_the_target(), footprint(config, hf, 1)
+    assert gb(large, "push", "bucket of a push") * 1e9 == 256 << 20
+    assert gb(tiny, "push", "bucket of a push") == 2 * gb(tiny, "push", "engine's weights")
 
 
 def test_a_micro_batch_grows_to_the_longest_sequence():

@@ -65,7 +65,9 @@ def tiny_config(family: str, tied: bool = False) -> PretrainedConfig:
 
 def _seeing_config(family: str, tied: bool, sizes: dict[str, Any]) -> PretrainedConfig:
     config_class, architecture = FAMILIES[family]
-    ends = dict(eos_token_id=sight.token_id(sight.END), pad_token_id=sight.token_id(sight.PAD), bos_token_id=None)
+    ends: dict[str, Any] = dict(
+        eos_token_id=sight.token_id(sight.END), pad_token_id=sight.token_id(sight.PAD), bos_token_id=None
+    )
     parts: dict[str, Any] = dict(
         text_config={**sizes, **sight.TEXT, **ends},
         vision_config={**sight.TOWER, "out_hidden_size": sizes["hidden_size"]},

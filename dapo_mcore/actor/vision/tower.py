@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from dapo_mcore.config import TowerTraining
+from dapo_mcore.platform import platform
 
 
 def build_tower(
@@ -22,7 +23,7 @@ def build_tower(
     Args:
         recomputes: the backward pass runs each block once more instead of keeping what it has computed.
     """
-    tower: Any = AutoModel.from_config(vision, dtype=torch.float32)
+    tower: Any = AutoModel.from_config(vision, dtype=torch.float32, attn_implementation=platform().tower_attention)
     tower.requires_grad_(False)
     trained = {
         TowerTraining.frozen: (),

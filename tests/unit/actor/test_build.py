@@ -77,3 +77,9 @@ def test_recompute_is_handed_to_megatron(tmp_path: Path) -> None:
     assert (full.recompute_granularity, full.recompute_method, full.recompute_num_layers) == ("full", "uniform", 1)
     assert (selective.recompute_granularity, selective.recompute_modules) == ("selective", ["core_attn"])
     assert built("qwen3", tmp_path).recompute_granularity is None
+
+
+def test_a_cpu_has_no_fused_kernels_whatever_the_options_say(tmp_path: Path) -> None:
+    config = built("qwen3_moe", tmp_path, apply_rope_fusion=True, moe_permute_fusion=True, moe_grouped_gemm=True)
+    fused = (config.apply_rope_fusion, config.moe_permute_fusion, config.moe_grouped_gemm)
+    assert fused == (False, False, False)

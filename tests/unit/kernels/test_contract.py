@@ -188,8 +188,9 @@ BAD_INPUT = [
     ({"vocab_start": -1}, "vocab_start: -1"),
     ({"vocab_size": 0}, "vocab_size: 0"),
     ({"vocab_size": 5, "targets": torch.full((6,), 5)}, "targets: 6 unmasked ids"),
-    ({"backend": "cublas"}, "backend: 'cublas', expected one of auto, reference, torch, triton"),
+    ({"backend": "cublas"}, "backend: 'cublas', expected one of auto, reference, torch, triton, npu"),
     ({"backend": "triton"}, "backend: 'triton' does not run on cpu"),
+    ({"backend": "npu"}, "backend: 'npu' needs the operator npu_cross_entropy_loss of torch_npu"),
     ({"accumulate_into_main_grad": True}, "weight: .* without main_grad"),
     ({"chunk_rows": 0}, "chunk_rows: 0, expected"),
 ]

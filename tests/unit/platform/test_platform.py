@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dapo_mcore import platform as platforms
-from dapo_mcore.platform import adapt_megatron, npu, platform
+from dapo_mcore.platform import UnusableDeviceError, adapt_megatron, platform
 from dapo_mcore.platform.megatron_cpu import hook
 from dapo_mcore.platform.megatron_cpu.patches import PATCHES
 
@@ -33,19 +33,31 @@ def test_memory_grows_with_what_is_held() -> None:
     assert after.used <= after.peak * 1.01 <= after.total
 
 
-def test_an_npu_is_recognised_and_refused_by_what_is_missing() -> None:
-    with pytest.raises(npu.UnsupportedPlatformError, match=r"MindSpeed.*HCCL.*to train on the CPU"):
-        npu.platform()
-
-
-def test_an_installed_torch_npu_is_not_mistaken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize("answer_for_cuda", [False, True])  # torch_npu makes torch.cuda answer for the NPU
+def test_an_installed_torch_npu_is_an_npu_whatever_torch_cuda_says(
+    answer_for_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: answer_for_cuda)
     monkeypatch.setattr(platforms.importlib.util, "find_spec", lambda name: name == "torch_npu" or None)
     platform.cache_clear()
-    with pytest.raises(npu.UnsupportedPlatformError):
+    with pytest.raises(UnusableDeviceError, match=r"torch_npu cannot be imported.*set_env\.sh.*DAPO_PLATFORM=cpu"):
         platform()
     monkeypatch.undo()
     assert platform().name in ("cpu", "cuda")
+
+
+@on_cpu
+def test_the_environment_may_name_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platforms.importlib.util, "find_spec", lambda name: name == "torch_npu" or None)
+    monkeypatch.setenv("DAPO_PLATFORM", "cpu")
+    platform.cache_clear()
+    assert platform().name == "cpu"
+    monkeypatch.setenv("DAPO_PLATFORM", "tpu")
+    platform.cache_clear()
+    with pytest.raises(UnusableDeviceError, match="DAPO_PLATFORM=tpu: no such platform; use one of cpu, cuda, npu"):
+        platform()
+    monkeypatch.undo()
+    assert platform().name == "cpu"
 
 
 @on_cpu
@@ -86,6 +98,8 @@ from dapo_mcore.platform import adapt_megatron, platform
 finders = list(sys.meta_path)
 adapt_megatron()
 assert platform().name == "cuda" and platform().collective_backend == "cpu:gloo,cuda:nccl"
+platform().make_deterministic()
+assert torch.are_deterministic_algorithms_enabled()
 assert sys.meta_path == finders and (torch.Tensor.type, torch.Tensor.cuda) == (type_, cuda)
 """
     subprocess.run([sys.executable, "-c", seen_as_cuda], timeout=120, check=True)

@@ -1,0 +1,127 @@
+"""MindSpeed, branch core_r0.16.0: what must happen in which order so that it changes Megatron-Core as a whole.
+
+Importing `mindspeed.megatron_adaptor` reads sys.argv and changes Megatron; its `repatch` changes it anew. Both keep
+what they were given in one place of the process, from where it gets into every TransformerConfig that leaves a field
+open.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dapo_mcore.config import MegatronConfig
+from dapo_mcore.platform.device import UnusableDeviceError
+
+ADAPTOR = "mindspeed.megatron_adaptor"
+# Whoever is imported before keeps objects that MindSpeed replaces; it looks into every loaded module while it does.
+LATER = ("megatron.core", "vllm", "transformers")
+# Parts of the layout this adapter is written for. Versions are no help: later branches call themselves 0.12.1.
+FEATURES = (
+    "megatron_adaptor.py",
+    "te/pytorch/attention/dot_product_attention/dot_product_attention.py",
+    "te/pytorch/module/grouped_linear.py",
+    "te/pytorch/module/layernorm_column_parallel_linear.py",
+)
+BRANCH = "install MindSpeed's branch core_r0.16.0"
+EXTENSIONS = "megatron.core.extensions.transformer_engine"
+REPLACED = ("TEColumnParallelLinear", "TEGroupedLinear", "TEDotProductAttention")
+
+_repatched_with: list[dict[str, Any]] = []
+
+
+def adapt() -> None:
+    """Let MindSpeed change Megatron-Core; idempotent.
+
+    Raises:
+        UnusableDeviceError: MindSpeed is missing or unknown, or comes too late.
+    """
+    if ADAPTOR in sys.modules:
+        return
+    early = [name for name in LATER if name in sys.modules]
+    if early:
+        raise UnusableDeviceError(
+            f"{early[0]} was imported before MindSpeed could change what it is made of; import dapo_mcore.actor (or "
+            "call dapo_mcore.platform.adapt_megatron) first"
+        )
+    _check_layout()
+    with _no_arguments():
+        importlib.import_module("torch_npu")
+        adaptor = importlib.import_module(ADAPTOR)
+    if "torch_npu.contrib.transfer_to_npu" not in sys.modules or not callable(getattr(adaptor, "repatch", None)):
+        raise UnusableDeviceError(f"MindSpeed at {adaptor.__file__} works in a way unknown here; {BRANCH}")
+    _check_replaced()
+
+
+def configure(megatron: MegatronConfig) -> None:
+    """Repatch, once per process: before Megatron's groups exist and before a TransformerConfig does.
+
+    Raises:
+        UnusableDeviceError: other options than those of the first call.
+    """
+    wanted = switches(megatron)
+    if _repatched_with:
+        changed = {name: value for name, value in wanted.items() if _repatched_with[0][name] != value}
+        if changed:
+            raise UnusableDeviceError(f"MindSpeed is set up already, without {changed}; start another process")
+        return
+    parallel_state: Any = importlib.import_module("megatron.core.parallel_state")
+    if parallel_state.model_parallel_is_initialized():
+        raise UnusableDeviceError("Megatron's groups exist already; MindSpeed must be configured before they are made")
+    importlib.import_module(ADAPTOR).repatch(wanted)
+    _check_replaced()
+    _repatched_with.append(wanted)
+
+
+def switches(megatron: MegatronConfig) -> dict[str, Any]:
+    """MindSpeed's switches. What else describes the model or its layout is in the TransformerConfig alone."""
+    chosen = {
+        "use_flash_attn": True,
+        "attention_mask_type": "causal",  # of layers of text: a 2,048 x 2,048 triangle and sparse mode 2
+        "use_fused_rmsnorm": megatron.use_fused_rmsnorm,
+        "use_fused_swiglu": megatron.use_fused_swiglu,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": megatron.moe_grouped_gemm,
+        "moe_permute_fusion": megatron.moe_permute_fusion,
+        "npu_deterministic": megatron.deterministic_mode,
+        "context_parallel_size": megatron.context_parallel_size,  # decides whether process groups are changed
+        "context_parallel_algo": "kvallgather_cp_algo",  # the only one its Transformer Engine layers have
+    }
+    if megatron.apply_rope_fusion:
+        rope = {"apply_rope_fusion": True, "use_fused_rotary_pos_emb": True, "position_embedding_type": "rope"}
+        return chosen | rope
+    return chosen
+
+
+@contextmanager
+def _no_arguments() -> Iterator[None]:
+    """MindSpeed takes every argument of the command line for a value of every TransformerConfig."""
+    saved = sys.argv[1:]
+    del sys.argv[1:]
+    try:
+        yield
+    finally:
+        sys.argv[1:] = saved
+
+
+def _check_layout() -> None:
+    """Found by its files: importing any of them would start what is to be checked."""
+    spec = importlib.util.find_spec("mindspeed")
+    if spec is None or not spec.submodule_search_locations:
+        raise UnusableDeviceError(f"MindSpeed is not installed, and Megatron-Core needs it on an NPU; {BRANCH}")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    missing = [feature for feature in FEATURES if not (root / feature).is_file()]
+    if missing:
+        raise UnusableDeviceError(f"MindSpeed at {root} has no {missing[0]}: a layout unknown here; {BRANCH}")
+
+
+def _check_replaced() -> None:
+    extensions: Any = importlib.import_module(EXTENSIONS)
+    strangers = [name for name in REPLACED if not extensions.__dict__[name].__module__.startswith("mindspeed.")]
+    if strangers or not extensions.HAVE_TE:
+        raise UnusableDeviceError(f"MindSpeed left {(strangers or ['HAVE_TE'])[0]} of {EXTENSIONS} as it was; {BRANCH}")

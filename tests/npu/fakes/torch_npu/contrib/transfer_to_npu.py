@@ -1,0 +1,1 @@
+"""Importing it lets torch.cuda answer for the NPU; here for nothing, as Megatron-Core gets its own torch on a CPU."""
