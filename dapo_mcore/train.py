@@ -125,7 +125,7 @@ def run(config: RunConfig, rank: int) -> int:
         adapt_megatron()  # before transformers is imported
     except UnusableDeviceError as error:
         if rank:
-            let_leader_speak()  # whose machine may be in order
+            let_cause_speak()  # whose machine may be in order
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
     from dapo_mcore.assemble import assembled

@@ -66,11 +66,13 @@ def option(arguments: Sequence[str], name: str) -> str:
     return found[1] if found else ""
 
 
-def find_platform() -> str:
+def find_platform(environment: Mapping[str, str] = os.environ) -> str:
     """As dapo_mcore.platform decides it, without importing torch."""
-    if any(Path("/dev").glob(DEVICE_FILES["cuda"][0])):
-        return "cuda"
-    return "npu" if importlib.util.find_spec("torch_npu") else "cpu"
+    if (chosen := environment.get("DAPO_PLATFORM", "")) in PLATFORMS:  # any other is refused by the run
+        return chosen
+    if importlib.util.find_spec("torch_npu") is not None:
+        return "npu"
+    return "cuda" if any(Path("/dev").glob(DEVICE_FILES["cuda"][0])) else "cpu"
 
 
 def count_devices(platform: str, environment: Mapping[str, str], root: Path = Path("/dev")) -> int | None:

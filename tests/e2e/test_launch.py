@@ -22,6 +22,7 @@ from tests.e2e.torchrun import LIMIT_S, OPTIONS, environment, errors, rows
 from tools.tiny.model import random_model, save_folder, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = os.environ.get("RAY_DASHBOARD", "")  # of a cluster with two cores: http://127.0.0.1:8265
 ONCE = ("trainer.total_training_steps=1", "trainer.test_freq=0", "trainer.save_freq=0")
 
 
@@ -112,6 +113,13 @@ def test_a_cluster_that_is_too_small_is_refused_by_name(cluster, tmp_path):
     done = ray_nodes(cluster, "--nodes=2", 3, "-m", "tests.e2e.rank_program", "ends", tmp_path)
     assert done.returncode == 2
     assert "--nodes=2: needs as many machines with 3 CPU each, the cluster has 1 on 127.0.0.1, 1 on" in done.stderr
+
+
+@pytest.mark.skipif(not DASHBOARD, reason="RAY_DASHBOARD names none: ray[default] is not in the locked environment")
+def test_a_job_submitted_to_a_cluster_trains(model, tmp_path):
+    done = end(start("ray_job.sh", f"--address={DASHBOARD}", "--platform=cpu", 2, *training(model, tmp_path)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(rows(tmp_path)) == [0, 1]
 
 
 def test_an_engine_in_an_actor_gets_the_environment_of_engines(cluster, monkeypatch):

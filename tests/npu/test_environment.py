@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dapo_mcore.platform import platform
 from launch.environment import ROLLOUT, checked_environment, environment, explain, exports
-from launch.sites import Role, Site, count_devices, option
+from launch.sites import Role, Site, count_devices, find_platform, option
 from launch.variables import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +206,11 @@ def test_the_site_is_read_from_options_and_from_the_experiment_they_name(tmp_pat
     assert option(["experiment=mine", "rollout.backend=colocated"], "rollout.backend") == "colocated"
     assert option(["experiment=mine"], "rollout.enforce_eager") == "true"
     assert option(["experiment=other"], "rollout.backend") == ""
+
+
+def test_a_platform_that_is_named_is_taken():
+    assert find_platform({"DAPO_PLATFORM": "npu"}) == "npu"
+    assert find_platform({}) == platform().name
 
 
 def test_devices_are_counted_by_their_files_or_by_what_is_visible(tmp_path):

@@ -18,8 +18,9 @@ CANN_OF = {
 # Of branch core_r0.16.0. MindSpeed's own version says 0.12.1 in branches as different as 0.17 and 0.18.
 MINDSPEED_FILES = (
     "megatron_adaptor.py",
-    "te/pytorch/module/grouped_linear.py",
     "te/pytorch/attention/dot_product_attention/dot_product_attention.py",
+    "te/pytorch/module/grouped_linear.py",
+    "te/pytorch/module/layernorm_column_parallel_linear.py",
 )
 INTERFACES = {
     "cpu": ("GLOO_SOCKET_IFNAME",),

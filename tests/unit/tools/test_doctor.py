@@ -126,6 +126,12 @@ def test_mindspeed_is_known_by_its_files_and_not_by_its_version(tmp_path, gone):
     assert "core_r0.16.0" in found["MindSpeed"].cure
 
 
+def test_the_doctor_knows_the_mindspeed_that_the_platform_accepts():
+    from dapo_mcore.platform.mindspeed import FEATURES
+
+    assert MINDSPEED_FILES == FEATURES
+
+
 def test_a_triton_that_overwrote_the_vendor_s_is_seen(tmp_path):
     found = wrong(machine(tmp_path, NPU, FILES[1:]))
     assert set(found) == {"triton's backend"}
