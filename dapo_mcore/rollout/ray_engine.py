@@ -27,7 +27,7 @@ class Task:
     @property
     def tokens(self) -> int:
         """Upper bound of what is read and sampled for it."""
-        return len(self.request.prompt.expanded_ids) + self.sampling.max_tokens
+        return self.request.prompt.length + self.sampling.max_tokens
 
 
 @dataclass(frozen=True, slots=True)

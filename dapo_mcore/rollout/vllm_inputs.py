@@ -48,9 +48,9 @@ def refuse_prompts(prompts: Sequence[Prompt], max_prompt_length: int, sees: bool
                 "model: its config.json has no vision_config; set model.path to a vision-language model, or "
                 "data.image_key='' to leave the pictures out"
             )
-        if (length := len(prompt.expanded_ids)) > max_prompt_length:
+        if prompt.length > max_prompt_length:
             raise ValueError(
-                f"prompt {prompt.uid} (row {prompt.row}) has {length} tokens, above "
+                f"prompt {prompt.uid} (row {prompt.row}) has {prompt.length} tokens, above "
                 f"data.max_prompt_length={max_prompt_length}; filter or truncate it, or raise that"
             )
 

@@ -1,6 +1,4 @@
-"""Two engine actors in a local Ray cluster: what they sample, from text and pictures, is what one engine samples,
-whoever of them dies.
-"""
+"""Two engine actors in a local Ray cluster: what they sample is what one engine samples, whoever of them dies."""
 
 from __future__ import annotations
 
@@ -14,35 +12,27 @@ import pytest
 import torch
 
 from dapo_mcore.config import RayConfig
-from dapo_mcore.prompts.vision import ImageTokens
 from dapo_mcore.rollout import weight_channel
 from dapo_mcore.rollout.engine import Finished, Sampling, generate
 from dapo_mcore.rollout.ray_engine import EngineArguments
 from dapo_mcore.rollout.ray_pool import RayPool
-from dapo_mcore.rollout.vllm_engine import VllmEngine
 from dapo_mcore.types import FinishReason, Response
-from tests.e2e.tiny_policies import model_config, rollout_config, weights_in
-from tests.e2e.tiny_vl_policies import (
-    CELL,
-    IMAGE,
+from tests.e2e.tiny_policies import (
     LENGTHS,
-    MAX_PIXELS,
-    MIN_PIXELS,
     RESPONSE_LENGTH,
-    picture,
-    prompt_of,
-    requests_of,
-    save_vl_policy,
-    tokenizer,
-    vl_policy,
+    Letters,
+    model_config,
+    requests,
+    rollout_config,
+    save_policy,
+    started,
+    weights_in,
 )
 
 SAMPLING = Sampling(1.0, RESPONSE_LENGTH)
-VISION = ImageTokens(IMAGE, CELL, MIN_PIXELS, MAX_PIXELS)
-PICTURES = [picture(24 + 3 * number, 20, number) for number in range(3)]  # several prompts show the same
 # More than the engines hold together, and each holds more than it decodes together: after one poll every one of them
 # has requests that cannot have ended.
-WANTED = requests_of([prompt_of(VISION, uid, *PICTURES[: uid % 4]) for uid in range(16)], 4)
+WANTED = requests(16, 4, length=20)
 FIRST, SECOND = 1, 2  # versions
 OPTIONS = RayConfig(num_engines=2, object_store_mb=80, max_replacements=3)
 
@@ -51,26 +41,24 @@ OPTIONS = RayConfig(num_engines=2, object_store_mb=80, max_replacements=3)
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     made = {version: tmp_path_factory.mktemp(f"policy{version}") for version in (FIRST, SECOND)}
     for version, folder in made.items():
-        save_vl_policy(vl_policy(tower=version, decoder=version), folder)
+        save_policy(folder, "qwen3_moe", version)
     return made
 
 
 @pytest.fixture(scope="module")
 def expected(folders: dict[int, Path]) -> dict[int, list[Response]]:
     """What one engine in this process samples."""
-    engine = VllmEngine(model_config(folders[FIRST]), rollout_config(), tokenizer(), vision=VISION, **LENGTHS)
-    responses = {}
-    for version, folder in folders.items():
-        engine.load(weights_in(folder), version)
-        responses[version] = generate(engine, WANTED, SAMPLING)
-    engine.close()
+    with started(folders[FIRST]) as engine:
+        responses = {}
+        for version, folder in folders.items():
+            engine.load(weights_in(folder), version)
+            responses[version] = generate(engine, WANTED, SAMPLING)
     return responses
 
 
 @pytest.fixture(scope="module")
 def pool(folders: dict[int, Path], expected: object) -> Iterator[RayPool]:
-    model = model_config(folders[SECOND])
-    arguments = EngineArguments(model, rollout_config(), tokenizer(), *LENGTHS.values(), False, VISION)
+    arguments = EngineArguments(model_config(folders[SECOND]), rollout_config(), Letters(), *LENGTHS.values(), False)
     pool = RayPool(OPTIONS, arguments)
     yield pool
     pool.close()

@@ -50,13 +50,13 @@ class Pushed:
     answers: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "tensor parallel"])
-def pushed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pushed:
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Pushed:
     policy, folder = vl_policy(tower=1, decoder=2), tmp_path_factory.mktemp("pushed")
     first, second = save_vl_policy(vl_policy(), folder / "first"), save_vl_policy(policy, folder / "second")
     wanted = requests_of(some_prompts(image_tokens(first)), 3)
     sampling = Sampling(temperature=1.0, max_tokens=RESPONSE_LENGTH, routes=True)
-    answers = spawn(pushed_and_loaded, request.param, first, second, wanted, sampling)[0]
+    answers = spawn(pushed_and_loaded, 2, first, second, wanted, sampling)[0]
     return Pushed(policy, wanted, answers)
 
 
