@@ -24,6 +24,7 @@ from tools.tiny.sighted_warm_start import WarmStart, train
 
 FAMILY = "qwen3_vl_moe"
 TOWER = {"hidden_size": 64, "intermediate_size": 128}  # twice as wide as the tiny model's, to tell digits
+ROPE_THETA = 100.0  # prompt and response have 80 tokens: positions next to each other are far apart
 VALIDATION, TRAINING = 256, 2_000  # problems
 REPORT_EVERY = 10  # steps
 
@@ -31,13 +32,15 @@ REPORT_EVERY = 10  # steps
 def policy_config() -> PretrainedConfig:
     config = tiny_config(FAMILY)
     config.vision_config.update(TOWER)
+    config.text_config.rope_parameters["rope_theta"] = ROPE_THETA
     return config
 
 
-def make(out: Path, seed: int, warm: WarmStart) -> None:
-    problems = perimeters.problem_sets(seed, VALIDATION, TRAINING)
+def make(out: Path, seed: int, warm: WarmStart, training: int = TRAINING) -> None:
+    """`training` counts the problems left to the run."""
+    problems = perimeters.problem_sets(seed, VALIDATION, training)
     model = random_model(policy_config(), seed)
-    total = warm.tower_steps + warm.steps
+    total = warm.tower_steps + warm.reading_steps + warm.steps
 
     def report(step: int, loss: float) -> None:
         if step % REPORT_EVERY == 0 or step == total:

@@ -67,6 +67,11 @@ def draw(sides: Sides, rng: Random) -> Image.Image:
     return picture
 
 
+def read(sides: Sides) -> str:
+    """The lengths alone."""
+    return "".join(map(str, sides))
+
+
 def worked(sides: Sides) -> str:
     """The sum side by side, then the answer."""
     total, *rest = sides

@@ -1,12 +1,12 @@
 """Supervised training of the tiny model that sees, so that reinforcement learning finds something to do.
 
-First its tower learns to tell digits. Then the whole learns to show the work, and towards the end it mostly sees bare
-answers, which it gets wrong: what remains is a policy that can read and add, and seldom shows that.
+First its tower learns to tell digits, then the whole to read them out. Then it learns to show the work, and towards the
+end it mostly sees bare answers, which it gets wrong: what remains is a policy that can read and add, and seldom does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tools.tiny.perimeters import LABEL_TOKENS, QUESTION, Sides, bare, draw, worked
+from tools.tiny.perimeters import LABEL_TOKENS, QUESTION, Sides, bare, draw, read, worked
 from tools.tiny.sight import END
 
 DIGITS = 10
@@ -24,16 +24,17 @@ IGNORED = -100  # label of what is not to be predicted
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    tower_steps: int = 80
-    steps: int = 450
-    batch_size: int = 64
+    tower_steps: int = 150
+    reading_steps: int = 300
+    steps: int = 900
+    batch_size: int = 32
     lr: float = 3e-3  # AdamW, linear decay
     min_lr: float = 3e-4
     lr_warmup_steps: int = 10
     beta2: float = 0.95
     weight_decay: float = 0.01
     max_norm: float = 1.0  # of the gradient
-    worked_only: float = 0.8  # share of the steps in which every demonstration is worked
+    worked_only: float = 0.85  # share of the steps in which every demonstration is worked
     worked_share: float = 0.3  # of the demonstrations afterwards
 
 
@@ -54,16 +55,28 @@ def train(
     def telling_digits(step: int) -> Tensor:
         return digit_loss(tower, processor.image_processor, rng.sample(problems, recipe.batch_size), rng)
 
+    def reading(step: int) -> Tensor:
+        shown = [(sides, read(sides)) for sides in rng.sample(problems, recipe.batch_size)]
+        return answer_loss(model, processor, shown, rng)
+
     def answering(step: int) -> Tensor:
         return answer_loss(model, processor, demonstrations(problems, step, recipe, rng), rng)
 
-    descend(tower, telling_digits, recipe, recipe.tower_steps, report)
-    descend(model, answering, recipe, recipe.steps, lambda step, loss: report(recipe.tower_steps + step, loss))
+    done = 0
+    for module, loss_at, steps in (
+        (tower, telling_digits, recipe.tower_steps),
+        (model, reading, recipe.reading_steps),
+        (model, answering, recipe.steps),
+    ):
+        for step, loss in enumerate(descent(module, loss_at, recipe, steps), start=done + 1):
+            report(step, loss)
+        done += steps
 
 
-def descend(
-    module: nn.Module, loss_at: Callable[[int], Tensor], recipe: WarmStart, steps: int, report: Report
-) -> None:  # fmt: skip
+def descent(
+    module: nn.Module, loss_at: Callable[[int], Tensor], recipe: WarmStart, steps: int
+) -> Iterator[float]:  # fmt: skip
+    """The loss before each step, after it."""
     optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, (0.9, recipe.beta2), weight_decay=recipe.weight_decay)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -73,7 +86,7 @@ def descend(
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), recipe.max_norm)
         optimizer.step()
-        report(step + 1, loss.item())
+        yield loss.item()
 
 
 def learning_rate(recipe: WarmStart, step: int, steps: int) -> float:
