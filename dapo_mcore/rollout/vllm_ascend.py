@@ -8,7 +8,7 @@ ones wake as they fell asleep. Which of both happened is seen in the parameters;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Place:
         return Place(tuple(tensor.shape), tensor.stride(), tensor.data_ptr())
 
 
-Places = dict[str, Place]  # by name of the parameter
+Places = Mapping[str, Place]  # by name of the parameter
 
 
 def places_of_experts(model: nn.Module) -> Places:
@@ -41,6 +41,12 @@ def places_of_experts(model: nn.Module) -> Places:
         for name, layer in _layers_of_experts(model)
         for weight in EXPERT_WEIGHTS
     }
+
+
+def woke_to_be_loaded(model: nn.Module, asleep: Places) -> bool:
+    """Whether experts lie otherwise than when the engine fell asleep, wherever that is now."""
+    awake = places_of_experts(model)
+    return any((awake[name].shape, awake[name].strides) != (was.shape, was.strides) for name, was in asleep.items())
 
 
 def load_in_place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class WeightUpdate:
     vllm_config: VllmConfig  # of the worker
     model_runner: Any  # of the worker
     route_recorder: RouteRecorder
-    experts_asleep: vllm_ascend.Places | None = None  # where the experts were when the engine last fell asleep
+    experts_asleep: vllm_ascend.Places = MappingProxyType({})  # where they were when the engine last fell asleep
 
     def prepare_to_sleep(self) -> None:
         """Before every sleep: remember how the model is when it can sample."""
@@ -43,12 +44,11 @@ class WeightUpdate:
         model = self.model_runner.get_model()
         expected = {name for name, _ in model.named_parameters()}
         with set_current_vllm_config(self.vllm_config):
-            asleep = self.experts_asleep
-            if asleep is None or vllm_ascend.places_of_experts(model) == asleep:
-                self._update_layer_by_layer(model, weights, expected)
-            else:
-                config = self.vllm_config.model_config
+            if vllm_ascend.woke_to_be_loaded(model, self.experts_asleep):
+                config, asleep = self.vllm_config.model_config, self.experts_asleep
                 _refuse("did not come", expected - vllm_ascend.load_in_place(model, weights, config, asleep))
+            else:
+                self._update_layer_by_layer(model, weights, expected)
 
     def _update_layer_by_layer(
         self, model: nn.Module, weights: Iterable[tuple[str, Tensor]], expected: set[str]
