@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
 from dapo_mcore.config import RayConfig
@@ -88,13 +89,16 @@ def test_a_killed_rank_is_named_after_it_has_ended_the_others(tmp_path):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Of two machines with a core each, at the loopback address."""
-    options = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={**options, "node_ip_address": "127.0.0.1"})
-    try:
-        made.add_node(num_cpus=1, object_store_memory=80 << 20)
-        yield made
-    finally:
-        made.shutdown()
+    options = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:  # else Ray replaces the address by one of the machine's
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+        made = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+        try:
+            made.add_node(**options)
+            yield made
+        finally:
+            made.shutdown()
 
 
 def ray_nodes(cluster: Cluster, *arguments: object) -> subprocess.CompletedProcess[str]:
