@@ -299,7 +299,7 @@ def test_a_device_that_cannot_be_used_is_told_in_one_line_before_anything_is_bui
     left_behind = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for name, value in (environment | left_behind).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("dapo_mcore.train.LEADER_SPEAKS_S", 0.0)
+    monkeypatch.setattr("dapo_mcore.train.CAUSE_SPEAKS_S", 0.0)
     platform.cache_clear()
     assert main(["experiment=quickstart", f"model.path={models / 'moe'}"]) != 0
     platform.cache_clear()

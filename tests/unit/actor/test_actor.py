@@ -16,6 +16,7 @@ from dapo_mcore.actor.loss_head import policy_loss_head
 from dapo_mcore.config import Dtype, OldLogprobs, OptimConfig, Recompute
 from dapo_mcore.types import TrainBatch
 from tools.certificate import reference as hf_reference
+from tools.certificate.layouts import SEEING
 from tools.certificate.measure import gradients, relative_error
 
 MakeActor = Callable[..., Actor]
@@ -38,7 +39,7 @@ def worst_gradient(actor: Actor, batch: TrainBatch, family: str, temperature: fl
     return max(relative_error(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("family", hf_reference.FAMILIES)
+@pytest.mark.parametrize("family", [family for family in hf_reference.FAMILIES if family not in SEEING])
 def test_packed_logprobs_and_gradients_equal_hugging_face_one_by_one(family: str, make_actor: MakeActor) -> None:
     actor = make_actor(family)
     assert (actor.logprobs(OFF_POLICY) - exact_logprobs(family, OFF_POLICY)).abs().max() <= 5e-6

@@ -27,8 +27,8 @@ ALL = VisionConfig(train=TowerTraining.all)
 @pytest.mark.parametrize(("rows", "columns"), [(2, 4), (5, 5)])
 def test_it_is_what_torch_counts_of_a_forward(rows: int, columns: int) -> None:
     hf: Any = tiny_vl("qwen3_vl").config
-    hf.vision_config._attn_implementation = "eager"  # of fused attention on a CPU nothing is counted
     tower = build_tower(hf.vision_config, torch.float32, TowerTraining.frozen, recomputes=False)
+    tower.set_attn_implementation("eager")  # of fused attention on a CPU nothing is counted
     with FlopCounterMode(display=False) as counted:
         visual_features(tower, [torch.zeros(rows * columns * 4, 96)], torch.tensor([[rows, columns]]))
     span = VisualSpan(0, rows, columns)
