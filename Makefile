@@ -1,9 +1,10 @@
-# make quickstart   installs into .venv, then trains a small mixture-of-experts policy with DAPO on two CPU processes
-# make test         every check that needs no accelerator
-# make unit         the unit tests alone
-# make install      the environment alone
-# make lint         formatter, linter, type checker
-# make clean        removes .venv, outputs and caches
+# make quickstart     installs into .venv, then trains a small mixture-of-experts policy with DAPO on two CPU processes
+# make quickstart-vl  the same with a policy that sees, on pictures
+# make test           every check that needs no accelerator
+# make unit           the unit tests alone
+# make install        the environment alone
+# make lint           formatter, linter, type checker
+# make clean          removes .venv, outputs and caches
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 SEED ?= 0
@@ -15,13 +16,16 @@ RUN := .venv/bin/python -m
 NO_DEVICE := -m "not gpu and not npu"
 export OMP_NUM_THREADS := 1
 
-.PHONY: help quickstart install test unit lint clean dev
+.PHONY: help quickstart quickstart-vl install test unit lint clean dev
 
 help:
 	@sed -n 's/^# make //p' Makefile
 
 quickstart:
 	@$(PYTHON) -m launch.quickstart --seed $(SEED)
+
+quickstart-vl:
+	@$(PYTHON) -m launch.quickstart --recipe quickstart_vl --seed $(SEED)
 
 install:
 	@$(PYTHON) -m launch.install

@@ -1,4 +1,4 @@
-"""`make quickstart`: installs, makes the small model, trains it, and says what came of it.
+"""`make quickstart` and `make quickstart-vl`: install, make the small model, train it, and say what came of it.
 
 Standard library only: it starts before anything is installed. What the children print goes to log files.
 """
@@ -6,7 +6,6 @@ Standard library only: it starts before anything is installed. What the children
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import signal
@@ -19,11 +18,10 @@ from typing import Any
 
 from launch.install import ROOT, check_disk, install
 from launch.progress import Stage, StageFailed, run
+from launch.recipes import RECIPES, TEXT, Recipe
 
 PROCESSES = 2
 RUN_GB = 1.0
-EXPERIMENT = ROOT / "configs" / "experiment" / "quickstart.yaml"
-MAKER = ROOT / "tools" / "make_tiny_model.py"
 WARM_START_LINE = re.compile(r"warm start (\d+)/(\d+) loss ([\d.]+)")
 
 
@@ -34,8 +32,8 @@ class Folders:
     run: Path
 
     @classmethod
-    def of(cls, seed: int) -> Folders:
-        return cls(ROOT / "outputs" / ("quickstart" if seed == 0 else f"quickstart-seed{seed}"))
+    def of(cls, recipe: Recipe, seed: int) -> Folders:
+        return cls(ROOT / "outputs" / (recipe.name if seed == 0 else f"{recipe.name}-seed{seed}"))
 
     @property
     def model(self) -> Path:
@@ -53,22 +51,15 @@ class Folders:
         return self.run / "logs" / f"{name}.log"
 
 
-def quickstart(seed: int) -> None:
-    folders = Folders.of(seed)
+def quickstart(recipe: Recipe, seed: int) -> None:
+    folders = Folders.of(recipe, seed)
     install()
     check_disk(ROOT, RUN_GB)
-    total = total_steps()
+    total = recipe.total_steps()
     move_finished_run(folders)
-    make_model(folders, seed)
-    train(folders, seed, total)
+    make_model(recipe, folders, seed)
+    train(recipe, folders, seed, total)
     report(folders)
-
-
-def total_steps() -> int:
-    found = re.search(r"^\s*total_training_steps:\s*(\d+)", EXPERIMENT.read_text(), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"{EXPERIMENT}: has no total_training_steps; add it below trainer")
-    return int(found[1])
 
 
 def move_finished_run(folders: Folders) -> None:
@@ -82,32 +73,24 @@ def move_finished_run(folders: Folders) -> None:
     print(f"the previous run is kept in {kept.relative_to(ROOT)}")
 
 
-def model_fingerprint(seed: int) -> str:
-    """Changes with the seed and with the code that makes the model."""
-    digest = hashlib.sha256(str(seed).encode())
-    for path in (MAKER, *sorted(MAKER.with_name("tiny").glob("*.py"))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def make_model(folders: Folders, seed: int) -> None:
+def make_model(recipe: Recipe, folders: Folders, seed: int) -> None:
     stamp = folders.model / "made_by.sha256"
-    if stamp.exists() and stamp.read_text() == model_fingerprint(seed):
+    if stamp.exists() and stamp.read_text() == recipe.fingerprint(seed):
         print(f"{'warm start':<12} {folders.model.relative_to(ROOT)} is up to date")
         return
-    stage = Stage("warm start", note="starting two processes")
+    stage = Stage("warm start", note="starting")
 
     def on_line(line: str) -> None:
         if found := WARM_START_LINE.match(line):
             stage.update(int(found[1]), int(found[2]), f"step {found[1]} of {found[2]}, loss {found[3]}")
 
-    arguments = ["-m", "tools.make_tiny_model", str(folders.model), f"--seed={seed}"]
-    launch(arguments, folders.log("warm_start"), on_line=on_line, on_tick=stage.update)
-    stamp.write_text(model_fingerprint(seed))
-    stage.close("a Qwen3-MoE with 251,328 parameters that can show its work and seldom does")
+    arguments = ["-m", recipe.maker, str(folders.model), f"--seed={seed}"]
+    launch(recipe.processes, arguments, folders.log("warm_start"), on_line=on_line, on_tick=stage.update)
+    stamp.write_text(recipe.fingerprint(seed))
+    stage.close(recipe.policy)
 
 
-def train(folders: Folders, seed: int, total: int) -> None:
+def train(recipe: Recipe, folders: Folders, seed: int, total: int) -> None:
     stage = Stage("train", total=total, note="starting two processes, validating")
 
     def on_tick() -> None:
@@ -117,24 +100,27 @@ def train(folders: Folders, seed: int, total: int) -> None:
         else:
             stage.update()
 
-    launch(training_arguments(folders, seed), folders.log("train"), on_tick=on_tick)
+    launch(PROCESSES, training_arguments(recipe, folders, seed), folders.log("train"), on_tick=on_tick)
     stage.close(f"{total} steps of DAPO")
 
 
-def training_arguments(folders: Folders, seed: int) -> list[str]:
-    """The run of configs/experiment/quickstart.yaml, on the problems that the warm start left out."""
-    problems = json.loads((folders.model / "recipe.json").read_text())["problems"]
+def training_arguments(recipe: Recipe, folders: Folders, seed: int) -> list[str]:
+    """The run of the recipe's experiment, on the problems that the warm start left out."""
     options = {
         "model.path": folders.model,
         "trainer.output_dir": folders.run,
         "trainer.seed": seed,
-        "data.train.seed": problems["train"]["seed"],
+        **recipe.problems(folders.model),
     }
-    return ["-m", "dapo_mcore.train", "experiment=quickstart", *(f"{name}={value}" for name, value in options.items())]
+    experiment = f"experiment={recipe.name}"
+    return ["-m", "dapo_mcore.train", experiment, *(f"{name}={value}" for name, value in options.items())]
 
 
-def launch(arguments: list[str], log: Path, **callbacks: Any) -> None:
-    run([str(ROOT / "launch" / "torchrun.sh"), str(PROCESSES), *arguments], log=log, cwd=ROOT, **callbacks)
+def launch(processes: int, arguments: list[str], log: Path, **callbacks: Any) -> None:
+    """What a process has of the cores: one each, or the lot if there is one process."""
+    threads = {"OMP_NUM_THREADS": str(PROCESSES // processes)}
+    command = [str(ROOT / "launch" / "torchrun.sh"), str(processes), *arguments]
+    run(command, log=log, cwd=ROOT, env=threads, **callbacks)
 
 
 def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
@@ -179,12 +165,13 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Trains a small mixture-of-experts policy with DAPO on two CPU cores.")
+    parser.add_argument("--recipe", choices=RECIPES, default=TEXT.name)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background job would ignore the first
         signal.signal(number, interrupt)  # so that the children end, too
     try:
-        quickstart(given.seed)
+        quickstart(RECIPES[given.recipe], given.seed)
     except KeyboardInterrupt:
         print("\nquickstart: interrupted; the same command continues", file=sys.stderr)
         return 130

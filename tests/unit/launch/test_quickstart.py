@@ -1,6 +1,7 @@
 """The quickstart: which run it starts, what it keeps, what it reports."""
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -10,13 +11,12 @@ from launch.quickstart import (
     Folders,
     describe,
     make_model,
-    model_fingerprint,
     move_finished_run,
     read_metrics,
     report,
-    total_steps,
     training_arguments,
 )
+from launch.recipes import PICTURES, RECIPES, TEXT
 from tools.make_tiny_model import recipe_of
 
 ROWS = [
@@ -42,14 +42,15 @@ def write(folders, rows, end=""):
     folders.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + end)
 
 
-def test_seeds_have_folders_of_their_own():
-    assert Folders.of(0).run.name == "quickstart"
-    assert Folders.of(1).run.name == "quickstart-seed1"
+def test_recipes_and_seeds_have_folders_of_their_own():
+    assert Folders.of(TEXT, 0).run.name == "quickstart"
+    assert Folders.of(TEXT, 1).run.name == "quickstart-seed1"
+    assert Folders.of(PICTURES, 1).run.name == "quickstart_vl-seed1"
 
 
 def test_the_training_command_is_a_valid_run_on_the_problems_of_its_seed(folders):
     (folders.model / "recipe.json").write_text(json.dumps(recipe_of("qwen3_moe", False, 2, None)))
-    module, name, *overrides = training_arguments(folders, 2)
+    module, name, *overrides = training_arguments(TEXT, folders, 2)
     assert (module, name) == ("-m", "dapo_mcore.train")
     config = load_config(overrides)
     assert config.model.path == str(folders.model)
@@ -59,8 +60,24 @@ def test_the_training_command_is_a_valid_run_on_the_problems_of_its_seed(folders
     assert config.data.val.seed == 10_000_000
 
 
-def test_the_number_of_steps_is_that_of_the_experiment():
-    assert total_steps() == load_config(["experiment=quickstart"]).trainer.total_training_steps
+def test_with_pictures_the_run_reads_the_files_that_were_made_with_the_model(folders):
+    config = load_config(training_arguments(PICTURES, folders, 2)[2:])
+    assert config.model.path == str(folders.model)
+    assert config.trainer.output_dir == str(folders.run)
+    assert config.trainer.seed == 2
+    assert [config.data.train.files, config.data.val.files] == [
+        [str(folders.model / name)] for name in ("train.parquet", "val.parquet")
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_number_of_steps_is_that_of_the_experiment(recipe):
+    assert recipe.total_steps() == load_config([f"experiment={recipe.name}"]).trainer.total_training_steps
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_names_a_module_that_makes_its_model(recipe):
+    assert callable(import_module(recipe.maker).main)
 
 
 def test_a_row_that_is_still_being_written_is_not_read(folders):
@@ -110,15 +127,16 @@ def test_a_run_without_a_second_validation_is_a_failure_that_names_the_log(folde
 
 def test_a_model_of_the_same_seed_and_code_is_not_made_again(folders, monkeypatch, capsys):
     monkeypatch.setattr("launch.quickstart.launch", lambda *arguments, **callbacks: pytest.fail("it was made again"))
-    (folders.model / "made_by.sha256").write_text(model_fingerprint(4))
-    make_model(folders, seed=4)
+    (folders.model / "made_by.sha256").write_text(TEXT.fingerprint(4))
+    make_model(TEXT, folders, seed=4)
     assert "is up to date" in capsys.readouterr().out
 
 
-def test_a_model_of_another_seed_is_made_anew_and_marked(folders, monkeypatch):
+@pytest.mark.parametrize(("recipe", "processes"), [(TEXT, 2), (PICTURES, 1)])
+def test_a_model_of_another_seed_is_made_anew_and_marked(folders, monkeypatch, recipe, processes):
     made = []
-    monkeypatch.setattr("launch.quickstart.launch", lambda arguments, log, **callbacks: made.append(arguments))
-    (folders.model / "made_by.sha256").write_text(model_fingerprint(4))
-    make_model(folders, seed=5)
-    assert made == [["-m", "tools.make_tiny_model", str(folders.model), "--seed=5"]]
-    assert (folders.model / "made_by.sha256").read_text() == model_fingerprint(5) != model_fingerprint(4)
+    monkeypatch.setattr("launch.quickstart.launch", lambda *arguments, **callbacks: made.append(arguments[:2]))
+    (folders.model / "made_by.sha256").write_text(recipe.fingerprint(4))
+    make_model(recipe, folders, seed=5)
+    assert made == [(processes, ["-m", recipe.maker, str(folders.model), "--seed=5"])]
+    assert (folders.model / "made_by.sha256").read_text() == recipe.fingerprint(5) != recipe.fingerprint(4)
