@@ -23,15 +23,23 @@ from tools.tiny.sight import build_processor
 from tools.tiny.sighted_warm_start import WarmStart, train
 
 FAMILY = "qwen3_vl_moe"
-TOWER = {"hidden_size": 64, "intermediate_size": 128}  # twice as wide as the tiny model's, to tell digits
-ROPE_THETA = 100.0  # prompt and response have 80 tokens: positions next to each other are far apart
-VALIDATION, TRAINING = 256, 2_000  # problems
+# Twice as wide as the tiny model's, to tell digits; every block adds to a layer of the decoder.
+TOWER = {"hidden_size": 64, "intermediate_size": 128, "deepstack_visual_indexes": [0, 1]}
+ROPE_THETA = 1e4  # prompts and responses are short
+EXPERT_WIDTH = 96
+TEMPLATE = """\
+{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}\
+"""  # the picture and the question alone: nothing else to attend to
+VALIDATION, TRAINING = 160, 160  # problems
+PICTURES = 4  # of each problem to train on
 REPORT_EVERY = 10  # steps
 
 
 def policy_config() -> PretrainedConfig:
     config = tiny_config(FAMILY)
     config.vision_config.update(TOWER)
+    config.text_config.moe_intermediate_size = EXPERT_WIDTH
     config.text_config.rope_parameters["rope_theta"] = ROPE_THETA
     return config
 
@@ -39,17 +47,19 @@ def policy_config() -> PretrainedConfig:
 def make(out: Path, seed: int, warm: WarmStart, training: int = TRAINING) -> None:
     """`training` counts the problems left to the run."""
     problems = perimeters.problem_sets(seed, VALIDATION, training)
-    model = random_model(policy_config(), seed)
-    total = warm.tower_steps + warm.reading_steps + warm.steps
+    model, processor = random_model(policy_config(), seed), build_processor()
+    processor.chat_template = TEMPLATE
+    total = warm.tower_steps + warm.steps
 
     def report(step: int, loss: float) -> None:
         if step % REPORT_EVERY == 0 or step == total:
             print(f"warm start {step}/{total} loss {loss:.4f}", flush=True)
 
-    train(model, build_processor(), problems.warm_start, warm, seed, report)
+    train(model, processor, problems.warm_start, warm, seed, report)
     save_folder(model, out)
+    processor.save_pretrained(out)  # with its template
     perimeters.write(out / "val.parquet", problems.validation, Random("validation"))
-    perimeters.write(out / "train.parquet", problems.training, Random(f"training/{seed}"))
+    perimeters.write(out / "train.parquet", list(problems.training) * PICTURES, Random(f"training/{seed}"))
     (out / "recipe.json").write_text(json.dumps({"seed": seed, "warm_start": asdict(warm)}, indent=2) + "\n")
 
 

@@ -1,10 +1,10 @@
-"""Perimeters of drawn quadrilaterals whose lengths stand in the picture alone, worked solutions, and disjoint sets.
+"""Perimeters of drawn triangles whose lengths stand in the picture alone, worked solutions, and disjoint sets.
 
 A policy that adds side by side is right far more often than one that answers at once. The last line is the answer:
 
-    question  <image>Perimeter?
-    worked    3+5=8, 8+2=10, 10+4=14 and 14, each on a line of its own
-    bare      14
+    question  <image>?
+    worked    3+5=8, 8+2=10 and 10, each on a line of its own
+    bare      10
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from pyarrow import parquet
 
 from tools.make_geometry import ROWS
 
-Sides = tuple[int, ...]  # lengths of the upper, right, lower and left side, 1 to 9
+Sides = tuple[int, ...]  # lengths of the left, right and lower side, 1 to 9
 
-QUESTION = "Perimeter?"
-SIZE, CELL = 96, 32  # pixels of a picture's side, and of a visual token's
-CORNERS = ((33, 33), (63, 33), (63, 63), (33, 63))  # clockwise from the upper left
-LABELS = ((48, 16), (80, 48), (48, 80), (16, 48))  # in the order of the sides
-LABEL_TOKENS = tuple(y // CELL * (SIZE // CELL) + x // CELL for x, y in LABELS)  # visual tokens that hold them
+QUESTION = "?"
+SIZE, CELL = (96, 64), 32  # pixels of a picture, and of a visual token's side
+TOKENS = (SIZE[0] // CELL) * (SIZE[1] // CELL)  # visual tokens of a picture
+CORNERS = ((48, 3), (70, 31), (26, 31))  # clockwise from the upper one
+LABELS = ((16, 16), (80, 16), (48, 48))  # in the order of the sides
+LABEL_TOKENS = tuple(y // CELL * (SIZE[0] // CELL) + x // CELL for x, y in LABELS)  # visual tokens that hold them
 JITTER = 2  # pixels
-FONT_HEIGHT = 24
+FONT_HEIGHT = 26
 INKS = ("black", "#1f3a93", "#7b1e1e", "#14532d")
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemSets:
-    """No four lengths are in two of them."""
+    """No three lengths are in two of them."""
 
     validation: Sequence[Sides]  # the same for every seed
     training: Sequence[Sides]
@@ -46,7 +47,7 @@ class ProblemSets:
 
 def problem_sets(seed: int, validation: int, training: int) -> ProblemSets:
     """`validation` and `training` count problems; all others are the warm start's."""
-    every = list(product(range(1, 10), repeat=4))
+    every = list(product(range(1, 10), repeat=3))
     Random("validation").shuffle(every)
     held_out, others = every[:validation], every[validation:]
     Random(f"training/{seed}").shuffle(others)
@@ -59,17 +60,12 @@ def draw(sides: Sides, rng: Random) -> Image.Image:
     def near(point: tuple[int, int]) -> tuple[float, float]:
         return point[0] + rng.uniform(-JITTER, JITTER), point[1] + rng.uniform(-JITTER, JITTER)
 
-    picture, ink = Image.new("RGB", (SIZE, SIZE), "white"), rng.choice(INKS)
+    picture, ink = Image.new("RGB", SIZE, "white"), rng.choice(INKS)
     pen, font = ImageDraw.Draw(picture), load_default(FONT_HEIGHT)
     pen.polygon([near(corner) for corner in CORNERS], outline=ink)
     for side, place in zip(sides, LABELS, strict=True):
         pen.text(near(place), str(side), fill=ink, font=font, anchor="mm")
     return picture
-
-
-def read(sides: Sides) -> str:
-    """The lengths alone."""
-    return "".join(map(str, sides))
 
 
 def worked(sides: Sides) -> str:

@@ -1,7 +1,7 @@
 """Supervised training of the tiny model that sees, so that reinforcement learning finds something to do.
 
-First its tower learns to tell digits, then the whole to read them out. Then it learns to show the work, and towards the
-end it mostly sees bare answers, which it gets wrong: what remains is a policy that can read and add, and seldom does.
+First its tower learns to tell digits and places. Then the whole learns to show the work, and towards the end it mostly
+sees bare answers, which it gets wrong: what remains is a policy that can read and add, and seldom does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tools.tiny.perimeters import LABEL_TOKENS, QUESTION, Sides, bare, draw, read, worked
+from tools.tiny.perimeters import LABEL_TOKENS, QUESTION, TOKENS, Sides, bare, draw, worked
 from tools.tiny.sight import END
 
 DIGITS = 10
@@ -24,17 +24,16 @@ IGNORED = -100  # label of what is not to be predicted
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    tower_steps: int = 150
-    reading_steps: int = 300
-    steps: int = 900
-    batch_size: int = 32
+    tower_steps: int = 60
+    steps: int = 720
+    batch_size: int = 64
     lr: float = 3e-3  # AdamW, linear decay
     min_lr: float = 3e-4
-    lr_warmup_steps: int = 10
+    lr_warmup_steps: int = 20
     beta2: float = 0.95
     weight_decay: float = 0.01
     max_norm: float = 1.0  # of the gradient
-    worked_only: float = 0.85  # share of the steps in which every demonstration is worked
+    worked_only: float = 0.8  # share of the steps in which every demonstration is worked
     worked_share: float = 0.3  # of the demonstrations afterwards
 
 
@@ -49,23 +48,18 @@ def train(
     rng = Random(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        digits = nn.Linear(model.config.text_config.hidden_size, DIGITS)
-    tower = nn.ModuleList([model.model.visual, digits])
+        probe = nn.Linear(model.config.text_config.hidden_size, DIGITS + TOKENS)
+    tower = nn.ModuleList([model.model.visual, probe])
 
-    def telling_digits(step: int) -> Tensor:
-        return digit_loss(tower, processor.image_processor, rng.sample(problems, recipe.batch_size), rng)
-
-    def reading(step: int) -> Tensor:
-        shown = [(sides, read(sides)) for sides in rng.sample(problems, recipe.batch_size)]
-        return answer_loss(model, processor, shown, rng)
+    def seeing(step: int) -> Tensor:
+        return sight_loss(tower, processor.image_processor, rng.sample(problems, recipe.batch_size), rng)
 
     def answering(step: int) -> Tensor:
         return answer_loss(model, processor, demonstrations(problems, step, recipe, rng), rng)
 
     done = 0
     for module, loss_at, steps in (
-        (tower, telling_digits, recipe.tower_steps),
-        (model, reading, recipe.reading_steps),
+        (tower, seeing, recipe.tower_steps),
         (model, answering, recipe.steps),
     ):
         for step, loss in enumerate(descent(module, loss_at, recipe, steps), start=done + 1):
@@ -101,13 +95,14 @@ def demonstrations(problems: Sequence[Sides], step: int, recipe: WarmStart, rng:
     return [(sides, worked(sides) if rng.random() < share else bare(sides)) for sides in chosen]
 
 
-def digit_loss(tower: nn.ModuleList, processor: Any, problems: Sequence[Sides], rng: Random) -> Tensor:
-    """Of telling the digits, each from its visual token alone."""
-    visual, digits = tower
+def sight_loss(tower: nn.ModuleList, processor: Any, problems: Sequence[Sides], rng: Random) -> Tensor:
+    """Of telling, from a visual token alone, its place and the digit it holds, by a linear probe."""
+    visual, probe = tower
     seen = processor([draw(sides, rng) for sides in problems], return_tensors="pt")
     features = visual(seen["pixel_values"], grid_thw=seen["image_grid_thw"]).pooler_output
-    labels = features.unflatten(0, (len(problems), -1))[:, LABEL_TOKENS]
-    return cross_entropy(digits(labels).flatten(0, 1), torch.tensor(problems).flatten())
+    digits, places = probe(features).unflatten(0, (len(problems), TOKENS)).split((DIGITS, TOKENS), dim=-1)
+    digit_loss = cross_entropy(digits[:, LABEL_TOKENS].flatten(0, 1), torch.tensor(problems).flatten())
+    return digit_loss + cross_entropy(places.flatten(0, 1), torch.arange(TOKENS).repeat(len(problems)))
 
 
 def answer_loss(model: Any, processor: Any, shown: Demonstrations, rng: Random) -> Tensor:
