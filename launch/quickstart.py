@@ -117,10 +117,7 @@ def training_arguments(recipe: Recipe, folders: Folders, seed: int) -> list[str]
 
 
 def launch(processes: int, arguments: list[str], log: Path, **callbacks: Any) -> None:
-    """What a process has of the cores: one each, or the lot if there is one process."""
-    threads = {"OMP_NUM_THREADS": str(PROCESSES // processes)}
-    command = [str(ROOT / "launch" / "torchrun.sh"), str(processes), *arguments]
-    run(command, log=log, cwd=ROOT, env=threads, **callbacks)
+    run([str(ROOT / "launch" / "torchrun.sh"), str(processes), *arguments], log=log, cwd=ROOT, **callbacks)
 
 
 def read_metrics(file: Path) -> Iterator[dict[str, Any]]:

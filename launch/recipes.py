@@ -63,7 +63,7 @@ PICTURES = Recipe(
     name="quickstart_vl",
     maker="tools.make_perimeter_model",
     processes=1,
-    policy="a Qwen3-VL-MoE with 566,400 parameters that can read lengths in pictures and seldom adds them up",
+    policy="a Qwen3-VL-MoE with 796,608 parameters that can read lengths in pictures and seldom adds them up",
     problems=beside_the_model,
 )
 RECIPES = {recipe.name: recipe for recipe in (TEXT, PICTURES)}

@@ -55,7 +55,7 @@ def problem_sets(seed: int, validation: int, training: int) -> ProblemSets:
 
 
 def draw(sides: Sides, rng: Random) -> Image.Image:
-    """The lengths stand at the sides, which are not to scale."""
+    """The lengths stand at the sides, which are not to scale: not every three lengths make a triangle."""
 
     def near(point: tuple[int, int]) -> tuple[float, float]:
         return point[0] + rng.uniform(-JITTER, JITTER), point[1] + rng.uniform(-JITTER, JITTER)
