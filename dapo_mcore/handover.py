@@ -102,17 +102,7 @@ def plan_push(
 ) -> Push:
     """From chunks under one layout into the engines of another. ValueError if the model cannot be cut so."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    train = TrainLayout(
-        ranks=ranks,
-        tp=megatron.tensor_model_parallel_size,
-        pp=megatron.pipeline_model_parallel_size,
-        vpp=megatron.virtual_pipeline_model_parallel_size,
-        cp=megatron.context_parallel_size,
-        ep=megatron.expert_model_parallel_size,
-        etp=megatron.expert_tensor_parallel_size,
-    )
-    size = rollout.tensor_model_parallel_size
-    engines = RolloutLayout(ranks=ranks, tp=size, ep=size if rollout.enable_expert_parallel else 1)
+    train, engines = TrainLayout.of(megatron, ranks), RolloutLayout.of(rollout, ranks)
     return Push(reshard_plan(hf_config, train, engines, chunks[0].vocab_size), hf_config, chunks, bucket_mb)
 
 

@@ -64,26 +64,13 @@ def footprint(config: RunConfig, hf_config: Any, world_size: int) -> Footprint:
     Raises:
         ValueError: the model's family is not declared, or the layout does not fit it.
     """
-    train, rollout = _layouts(config, world_size)
+    train = TrainLayout.of(config.actor.megatron, world_size)
+    rollout = RolloutLayout.of(config.rollout, config.rollout.tensor_model_parallel_size)
     each = world_size // train.pp
     stages = [_stage(config, hf_config, train, stage * each) for stage in range(train.pp)]
     fullest = max(stages, key=lambda parts: sum(part.train for part in parts))
     sampling, kv_tokens = _sampling(config, hf_config, rollout)
     return Footprint((*fullest, *sampling), kv_tokens)
-
-
-def _layouts(config: RunConfig, world_size: int) -> tuple[TrainLayout, RolloutLayout]:
-    megatron, size = config.actor.megatron, config.rollout.tensor_model_parallel_size
-    train = TrainLayout(
-        ranks=world_size,
-        tp=megatron.tensor_model_parallel_size,
-        pp=megatron.pipeline_model_parallel_size,
-        vpp=megatron.virtual_pipeline_model_parallel_size,
-        cp=megatron.context_parallel_size,
-        ep=megatron.expert_model_parallel_size,
-        etp=megatron.expert_tensor_parallel_size,
-    )
-    return train, RolloutLayout(ranks=size, tp=size, ep=size if config.rollout.enable_expert_parallel else 1)
 
 
 def elements(hf_config: Any, layout: TrainLayout | RolloutLayout, rank: int, padded_vocab: int) -> Elements:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TypeAlias
 
+from dapo_mcore.config import MegatronConfig, RolloutConfig
 from dapo_mcore.weights.names import Parameter
 from dapo_mcore.weights.sections import Stage
 
@@ -29,6 +30,19 @@ class TrainLayout:
 
     def __post_init__(self) -> None:
         _check("train", asdict(self), ("tp", "cp", "pp"), ("etp", "ep", "pp"))
+
+    @staticmethod
+    def of(megatron: MegatronConfig, ranks: int) -> TrainLayout:
+        """As the options say."""
+        return TrainLayout(
+            ranks=ranks,
+            tp=megatron.tensor_model_parallel_size,
+            pp=megatron.pipeline_model_parallel_size,
+            vpp=megatron.virtual_pipeline_model_parallel_size,
+            cp=megatron.context_parallel_size,
+            ep=megatron.expert_model_parallel_size,
+            etp=megatron.expert_tensor_parallel_size,
+        )
 
     def parts(self, parameter: Parameter) -> int:
         """Into how many parts a parameter, or each of its experts, is cut; rank r holds part r modulo that."""
@@ -72,6 +86,12 @@ class RolloutLayout:
                 f"rollout ep={self.ep}: whole experts are spread over the tp={self.tp} ranks of an engine or over "
                 f"several engines; use ep={self.tp}, a multiple of it, or ep=1, which cuts every expert over tp"
             )
+
+    @staticmethod
+    def of(rollout: RolloutConfig, ranks: int) -> RolloutLayout:
+        """Of engines in the trainer's processes, as the options say."""
+        size = rollout.tensor_model_parallel_size
+        return RolloutLayout(ranks=ranks, tp=size, ep=size if rollout.enable_expert_parallel else 1)
 
     def parts(self, parameter: Parameter) -> int:
         """Into how many parts a parameter, or each of its experts, is cut; rank r holds part r modulo that."""

@@ -1,4 +1,4 @@
-"""What Megatron allocates on one rank of a larger world whose other ranks do not exist: `python FILE < cases`.
+"""What Megatron allocates on one rank of a larger world whose other ranks do not exist: `python -m FILE < cases`.
 
 Reads a JSON list of {"family", "dtype", "rank", "ranks", "megatron"}; prints as JSON for each the bytes of weights,
 vision tower, gradients and optimizer after an update, and after them the bytes per token that a forward pass keeps for

@@ -295,7 +295,8 @@ def test_a_refused_run_prints_one_line_on_rank_0_only_and_fails(models, monkeypa
 
 
 def test_a_device_that_cannot_be_used_is_told_in_one_line_before_anything_is_built(models, monkeypatch, capsys):
-    environment = {"DAPO_PLATFORM": "tpu", "WORLD_SIZE": "2", "RANK": "0"}
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment = {"DAPO_PLATFORM": "tpu", **launched}
     left_behind = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for name, value in (environment | left_behind).items():
         monkeypatch.setenv(name, value)

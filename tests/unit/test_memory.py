@@ -153,8 +153,8 @@ def allocated() -> list[dict[str, float]]:
     """By case, then that of the last stage, then bytes per token and layer by family and recomputation."""
     names = ("family", "dtype", "rank", "ranks", "megatron")
     cases = json.dumps([dict(zip(names, case, strict=True)) for case in (*CASES, LAST_STAGE_OF_A_TIED_MODEL)])
-    program = [sys.executable, str(Path(__file__).parent / "megatron_sizes.py")]
-    done = subprocess.run(program, input=cases, capture_output=True, text=True, timeout=600)
+    program, root = [sys.executable, "-m", "tests.unit.megatron_sizes"], Path(__file__).parents[2]
+    done = subprocess.run(program, input=cases, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,9 +50,18 @@ _KNOWN = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member_of
         if name in _KNOWN.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def _member_of(enumeration: type[Enum], name: str) -> Enum:
+    """What getattr is for in an index: Python up to 3.11.3 pickles members of enumerations by it."""
+    if isinstance(enumeration, type) and issubclass(enumeration, Enum):
+        return enumeration[name]
+    raise pickle.UnpicklingError("it refers to builtins.getattr")
 
 
 def read_index(folder: Path) -> Metadata:

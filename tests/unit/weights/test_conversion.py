@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from dapo_mcore.checkpoint.manifest import CorruptCheckpoint, verify_manifest
 from dapo_mcore.weights.conversion import Sizes, differences, hf_to_mcore, mcore_to_hf, open_source, read_config
@@ -230,14 +231,30 @@ def test_a_chunk_that_is_missing_or_lies_wrong_is_noticed(tmp_path):
         open_source(checkpoint, read_config(source))
 
 
-def test_an_index_that_would_run_code_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("true",)
+class Calls:
+    """Pickled as a call, which unpickling makes."""
 
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r"not the index of a distributed checkpoint \(it refers to posix.system\)"):
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [((os.system, "true"), "posix.system"), ((getattr, torch.Size, "numel"), "builtins.getattr")],
+)
+def test_an_index_that_would_run_code_is_refused(tmp_path, call, named):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Calls(*call)))
+    with pytest.raises(ValueError, match=rf"not the index of a distributed checkpoint \(it refers to {named}\)"):
         read_index(tmp_path)
+
+
+def test_members_of_enumerations_are_read_as_older_pythons_write_them(tmp_path):
+    member = _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Calls(getattr, _MEM_FORMAT_ENCODING, member.name)))
+    assert read_index(tmp_path) is member
 
 
 def test_comparison_names_the_first_element_that_differs(tmp_path):
