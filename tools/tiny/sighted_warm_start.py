@@ -58,10 +58,7 @@ def train(
         return answer_loss(model, processor, demonstrations(problems, step, recipe, rng), rng)
 
     done = 0
-    for module, loss_at, steps in (
-        (tower, seeing, recipe.tower_steps),
-        (model, answering, recipe.steps),
-    ):
+    for module, loss_at, steps in ((tower, seeing, recipe.tower_steps), (model, answering, recipe.steps)):
         for step, loss in enumerate(descent(module, loss_at, recipe, steps), start=done + 1):
             report(step, loss)
         done += steps

@@ -13,9 +13,18 @@ from dapo_mcore.prompts import build_prompts, load_image_tokens
 from dapo_mcore.reward.exact_match import verify
 from dapo_mcore.train import load_config
 from tools import make_perimeter_model
+from tools.tiny.model import random_model
 from tools.tiny.perimeters import CELL, LABEL_TOKENS, TOKENS, bare, draw, problem_sets, worked
 from tools.tiny.sight import build_processor
-from tools.tiny.sighted_warm_start import DIGITS, WarmStart, answer_loss, demonstrations, encoded, sight_loss
+from tools.tiny.sighted_warm_start import (
+    DIGITS,
+    WarmStart,
+    answer_loss,
+    demonstrations,
+    encoded,
+    sight_loss,
+    train,
+)
 
 MOST = (9, 9, 9)  # its worked answer is the longest
 MADE = {"seed": 3, "warm": WarmStart(tower_steps=1, steps=2, batch_size=4), "training": 20}
@@ -128,6 +137,16 @@ def test_the_tower_is_asked_for_the_digit_of_every_label_and_the_place_of_every_
         for token, digit in zip((0, 2, 4), sides, strict=True):  # left, right, below
             digit_loss -= scores[token, :DIGITS].log_softmax(-1)[digit].item() / (2 * 3)
     assert loss.item() == pytest.approx(digit_loss + place_loss, rel=1e-5)
+
+
+def test_before_the_policy_answers_its_tower_alone_learns(processor):
+    model = random_model(make_perimeter_model.policy_config(), 0)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    recipe = WarmStart(tower_steps=1, steps=0, batch_size=4)
+    train(model, processor, problem_sets(0, 160, 160).warm_start, recipe, 0, lambda step, loss: None)
+    changed = [name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])]
+    assert changed
+    assert all(name.startswith("model.visual.") for name in changed)
 
 
 def test_demonstrations_are_all_worked_first_and_mostly_bare_at_the_end():
