@@ -156,11 +156,13 @@ def hf_logprobs(folder: Path, batch: TrainBatch) -> Tensor:
     for i, ids in enumerate(batch.token_ids.split(totals)):
         prompt, sampled, shown = ids[: batch.prompt_lengths[i]], ids[batch.prompt_lengths[i] :], ()
         read = ids
+        free = min(set(range(len(embedding))) - set(ids.tolist()))
+        its_own = embedding[free].clone()
         if batch.visuals is not None:  # transformers takes a placeholder that was sampled for an image
             shown = batch.visuals[i]
-            free = min(set(range(len(embedding))) - set(ids.tolist()))
             embedding[free] = embedding[IMAGE]
             read = torch.cat([prompt, sampled.masked_fill(sampled == IMAGE, free)])
         logits = model(read[None], **image_inputs(model, read, shown)).logits[0, len(prompt) - 1 : -1]
+        embedding[free] = its_own  # the next sequence may hold it
         said.append(logits.log_softmax(-1).gather(-1, sampled[:, None])[:, 0])
     return torch.cat(said)
