@@ -21,14 +21,12 @@ from dapo_mcore.config import (
     RunConfig,
     SourceConfig,
     TemperatureStage,
-    TowerTraining,
-    VisionConfig,
 )
 from dapo_mcore.engine_check import check_engines
 from dapo_mcore.layout_check import check_model_fits, check_world
 from dapo_mcore.refuse import refuse
 from dapo_mcore.sampling_check import check_dynamic_sampling
-from dapo_mcore.vision_check import check_vision, decoder_of, sees
+from dapo_mcore.vision_check import check_no_tower, check_vision, decoder_of, sees
 
 DECAY_STYLES = ("constant", "linear", "cosine")
 
@@ -75,6 +73,8 @@ def check_model(config: RunConfig, model: Mapping[str, Any]) -> None:
     """The layout must fit the model: `model` is its config.json."""
     if sees(model):
         check_vision(config.model.path, config.actor.megatron, model)
+    else:
+        check_no_tower(config.actor.vision, model)
     decoder = decoder_of(model)
     _check_routers(config.actor.moe, decoder)
     check_model_fits(config.actor.megatron, config.rollout, decoder)
@@ -83,17 +83,6 @@ def check_model(config: RunConfig, model: Mapping[str, Any]) -> None:
     if limit and longest > limit:
         refuse("data.max_prompt_length + data.max_response_length", longest,
                f"above the model's max_position_embeddings {limit}", "shorten one of the two")  # fmt: skip
-    _check_tower(config.actor.vision, model)
-
-
-def _check_tower(vision: VisionConfig, model: Mapping[str, Any]) -> None:
-    if "vision_config" in model:
-        return
-    reason, way_out = f"{model.get('model_type')} has no vision tower", "leave it out"
-    if vision.train is not TowerTraining.frozen:
-        refuse("actor.vision.train", vision.train.name, reason, way_out)
-    if vision.split_images:
-        refuse("actor.vision.split_images", True, reason, way_out)
 
 
 def _check_routers(moe: MoeConfig, model: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             let_cause_speak()
         return FAILED
-    return run(config, rank)
+    return run(config, rank, world_size)
 
 
 def explain_environment(arguments: Sequence[str]) -> int:
@@ -115,7 +115,7 @@ def option_names(options: type, prefix: str = "") -> Iterator[str]:
             yield prefix + option.name
 
 
-def run(config: RunConfig, rank: int) -> int:
+def run(config: RunConfig, rank: int, world_size: int) -> int:
     """Build and train; an error is told once, by the rank where it happened, with the traceback in a file."""
     quiet_libraries()
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # platform/ loads what torch would, and says what fails
@@ -134,7 +134,7 @@ def run(config: RunConfig, rank: int) -> int:
 
     try:
         if rank == 0:
-            tell_memory(config, int(os.environ.get("WORLD_SIZE", "1")))
+            tell_memory(config, world_size)
         with assembled(config) as (train, end):
             end.before_training()
             try:

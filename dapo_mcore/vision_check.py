@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dapo_mcore.config import MegatronConfig
+from dapo_mcore.config import MegatronConfig, TowerTraining, VisionConfig
 from dapo_mcore.layout_check import PIPELINE, VIRTUAL
 from dapo_mcore.refuse import refuse
 
@@ -39,3 +39,12 @@ def check_vision(path: str, megatron: MegatronConfig, model: Mapping[str, Any]) 
     if layers // chunks < levels:
         refuse(option, value, f"leaves {layers // chunks} layers to the first chunk of the model, and the vision "
                f"tower's features are added to the first {levels}", "use fewer stages")  # fmt: skip
+
+
+def check_no_tower(vision: VisionConfig, model: Mapping[str, Any]) -> None:
+    """ValueError for options of a vision tower, which a model of text does not have."""
+    reason, way_out = f"{model.get('model_type')} has no vision tower", "leave it out"
+    if vision.train is not TowerTraining.frozen:
+        refuse("actor.vision.train", vision.train.name, reason, way_out)
+    if vision.split_images:
+        refuse("actor.vision.split_images", True, reason, way_out)

@@ -22,8 +22,8 @@ from dapo_mcore.platform import platform
 from dapo_mcore.weights.families import FAMILIES, language_config, text_dims
 
 TORCH_DTYPE = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
-# Megatron holds these as constants.
 FROZEN_TOWER = VisionConfig()
+# Megatron holds these as constants.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tools.tiny import warm_start
 from tools.tiny.perimeters import LABEL_TOKENS, QUESTION, TOKENS, Sides, bare, draw, worked
 from tools.tiny.sight import END
 
@@ -23,27 +24,20 @@ IGNORED = -100  # label of what is not to be predicted
 
 
 @dataclass(frozen=True, slots=True)
-class WarmStart:
-    tower_steps: int = 60
+class WarmStart(warm_start.WarmStart):
+    tower_steps: int = 60  # before `steps`
     steps: int = 720
-    batch_size: int = 64
-    lr: float = 3e-3  # AdamW, linear decay
+    lr: float = 3e-3
     min_lr: float = 3e-4
-    lr_warmup_steps: int = 20
-    beta2: float = 0.95
-    weight_decay: float = 0.01
     max_norm: float = 1.0  # of the gradient
-    worked_only: float = 0.8  # share of the steps in which every demonstration is worked
-    worked_share: float = 0.3  # of the demonstrations afterwards
+    worked_only: float = 0.8
 
 
 Report = Callable[[int, float], None]  # gets the number of finished steps and the loss before the last, in nats
 Demonstrations = Sequence[tuple[Sides, str]]  # (problem, response)
 
 
-def train(
-    model: Any, processor: Any, problems: Sequence[Sides], recipe: WarmStart, seed: int, report: Report
-) -> None:  # fmt: skip
+def train(model: Any, processor: Any, problems: Sequence[Sides], recipe: WarmStart, seed: int, report: Report) -> None:
     """Train `model`, a Qwen3VLMoeForConditionalGeneration, in place; `processor` is a Qwen3VLProcessor."""
     rng = Random(seed)
     with torch.random.fork_rng(devices=[]):
@@ -64,9 +58,7 @@ def train(
         done += steps
 
 
-def descent(
-    module: nn.Module, loss_at: Callable[[int], Tensor], recipe: WarmStart, steps: int
-) -> Iterator[float]:  # fmt: skip
+def descent(module: nn.Module, loss_at: Callable[[int], Tensor], recipe: WarmStart, steps: int) -> Iterator[float]:
     """The loss before each step, after it."""
     optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, (0.9, recipe.beta2), weight_decay=recipe.weight_decay)
     for step in range(steps):
@@ -87,9 +79,8 @@ def learning_rate(recipe: WarmStart, step: int, steps: int) -> float:
 
 def demonstrations(problems: Sequence[Sides], step: int, recipe: WarmStart, rng: Random) -> Demonstrations:
     """Of one step."""
-    share = 1.0 if step < recipe.worked_only * recipe.steps else recipe.worked_share
     chosen = rng.sample(problems, recipe.batch_size)
-    return [(sides, worked(sides) if rng.random() < share else bare(sides)) for sides in chosen]
+    return [(sides, worked(sides) if rng.random() < recipe.share_at(step) else bare(sides)) for sides in chosen]
 
 
 def sight_loss(tower: nn.ModuleList, processor: Any, problems: Sequence[Sides], rng: Random) -> Tensor:

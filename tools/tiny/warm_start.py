@@ -30,6 +30,10 @@ class WarmStart:
     worked_only: float = 0.75  # share of the steps in which every demonstration is worked
     worked_share: float = 0.3  # of the demonstrations afterwards
 
+    def share_at(self, step: int) -> float:
+        """Of the demonstrations of a step: how many are worked."""
+        return 1.0 if step < self.worked_only * self.steps else self.worked_share
+
 
 # After a warm start: the work is hardly ever shown, but no skill is lost.
 RARE = WarmStart(steps=60, lr=1e-3, min_lr=1e-4, worked_only=0.0, worked_share=0.03)
@@ -39,9 +43,8 @@ def demonstrations(
     problems: Sequence[dict[str, Any]], step: int, recipe: WarmStart, draw: random.Random
 ) -> list[tuple[str, str]]:
     """(question, response) of one step's batch."""
-    share = 1.0 if step < recipe.worked_only * recipe.steps else recipe.worked_share
     chosen = draw.sample(problems, recipe.batch_size)
-    return [(p["question"], worked(p) if draw.random() < share else bare(p)) for p in chosen]
+    return [(p["question"], worked(p) if draw.random() < recipe.share_at(step) else bare(p)) for p in chosen]
 
 
 def supervised_batch(pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> TrainBatch:

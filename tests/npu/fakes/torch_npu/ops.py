@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from npu_contract import require
-from torch import Tensor
+from torch import Tensor, library
 
-LIBRARY = torch.library.Library("npu", "DEF")
+LIBRARY = library.Library("npu", "DEF")
 LIBRARY.define(
     "npu_cross_entropy_loss(Tensor input, Tensor target, Tensor? weight=None, str reduction='mean', "
     "int ignore_index=-100, float label_smoothing=0.0, float lse_square_scale_for_zloss=0.0, bool return_zloss=False) "
