@@ -5,7 +5,9 @@
                             manifest.json  SHA-256 of the other files, written last
     checkpoints/latest                     the name of the newest folder, moved after it is complete
 
-A folder is written beside its final name and renamed when complete, so what carries the name can be loaded.
+A folder is written beside its final name and renamed when complete, so what carries the name can be loaded. Folders of
+later steps than `latest` names are left of a run that was started anew, or again from an earlier checkpoint: no run
+continues from them by itself, and they are removed before those of the present one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +67,8 @@ class CheckpointStore:
         return final
 
     def newest(self, report: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose files are all as they were written; those skipped on the way are reported."""
+        """The newest checkpoint, up to `latest`, whose files are all as they were written; those that are not are
+        reported."""
         return lead(lambda: self._newest(report))
 
     def load(self, checkpoint: Path, policy: Checkpointed) -> dict[str, Any]:
@@ -85,14 +89,20 @@ class CheckpointStore:
         partial.rename(final)
         sync(self.folder)
         _replace(self.folder / "latest", final.name)
-        for old in self._complete_folders()[: -self.keep]:
+        present, abandoned = self._complete_folders()
+        for old in (abandoned + present)[: -self.keep]:
             shutil.rmtree(old)
 
-    def _complete_folders(self) -> list[Path]:
-        return sorted(f for f in self.folder.glob("step_*") if not f.name.endswith(PARTIAL))
+    def _complete_folders(self) -> tuple[list[Path], list[Path]]:
+        """Those up to `latest`, and those of later steps; in the order of their steps."""
+        folders = sorted(f for f in self.folder.glob("step_*") if not f.name.endswith(PARTIAL))
+        latest = self.folder / "latest"
+        count = bisect_right([f.name for f in folders], latest.read_text()) if latest.is_file() else len(folders)
+        return folders[:count], folders[count:]
 
     def _newest(self, report: Callable[[str], None]) -> Path | None:
-        for folder in reversed(self._complete_folders()):
+        present, _ = self._complete_folders()
+        for folder in reversed(present):
             try:
                 verify_manifest(folder)
             except CorruptCheckpoint as error:
