@@ -50,7 +50,7 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, step: int, policy: Checkpointed, run_state: Mapping[str, Any]) -> Path:
-        """Write step_<step>; an older one is removed only after this one is complete.
+        """Write step_<step>; an older one is removed only after this one is complete. `run_state` is rank 0's.
 
         Raises:
             CheckpointNotWritten: e.g. the disk is full; earlier checkpoints are untouched. On rank 0 with the cause.
