@@ -146,7 +146,7 @@ def _connect(
         push_weights=push,
         push_metrics=handover.metrics,
         validate=stopwatch.wrap("validate", turns.of_engine(validate)),
-        run_state=partial(lead, order.run_state),
+        run_state=order.run_state,
         checkpoints=checkpoints,
         export=export,
         log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,

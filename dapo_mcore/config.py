@@ -158,9 +158,8 @@ class DataConfig:
     val: SourceConfig = field(default_factory=SourceConfig)
     exclude_val_from_train: bool = True  # drop training prompts whose text is also in validation, and count them
     image_key: str = "images"  # column with a row's pictures, one for each <image> in its text; "": read none
-    max_pixels: int = (
-        1 << 20
-    )  # of a picture; a larger one is refused, and none takes more than max_pixels / 1,024 tokens
+    # Of a picture; a larger one is refused, and none takes more than max_pixels / 1,024 tokens.
+    max_pixels: int = 1 << 20
     instruction: str = ""  # appended to every question, e.g. "Put the final answer in \\boxed{}."
     apply_chat_template: bool = True  # False: the prompt's text as it is
     max_prompt_length: int = 1024  # tokens
@@ -230,7 +229,7 @@ class RolloutConfig:
     kv_cache_mb: int = 4096  # MiB per device; always explicit
     staleness: int = 0  # steps that responses sampled ahead may wait to be trained on; 0: exact DAPO, they are dropped
     max_num_seqs: int = 256  # sequences decoded together per engine
-    max_num_batched_tokens: int = 8192
+    max_num_batched_tokens: int = 8192  # read and sampled in one step of an engine; at least one longest sequence
     enforce_eager: bool = False  # True: no graph capture; always so on CPU
     val: ValConfig = field(default_factory=ValConfig)
 

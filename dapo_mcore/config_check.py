@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dapo_mcore.config import (
     LossMode,
     MoeConfig,
     OldLogprobs,
+    OptimConfig,
     ResumeMode,
     RolloutConfig,
     RolloutIs,
@@ -37,7 +40,9 @@ def check(config: RunConfig, world_size: int) -> None:
     Raises:
         ValueError: a value is out of range, or two options contradict each other.
     """
+    _refuse_nan(config)
     _check_ranges(config)
+    _check_optim(config.actor.optim)
     _check_source("data.train", config.data.train)
     if config.trainer.validates:
         _check_source("data.val", config.data.val)
@@ -96,6 +101,16 @@ def _check_routers(moe: MoeConfig, model: Mapping[str, Any]) -> None:
             refuse(option, value, f"{model.get('model_type')} has no experts, and so no router", "leave it out")
 
 
+def _refuse_nan(options: Any, prefix: str = "") -> None:
+    """Of a dataclass of options: no comparison below would notice one."""
+    for option in fields(options):
+        name, value = prefix + option.name, getattr(options, option.name)
+        if is_dataclass(value):
+            _refuse_nan(value, f"{name}.")
+        elif isinstance(value, float) and math.isnan(value):
+            refuse(name, value, "is not a number", "give one")
+
+
 def _check_ranges(config: RunConfig) -> None:
     data, rollout, actor, trainer = config.data, config.rollout, config.actor, config.trainer
     positive = {
@@ -105,6 +120,7 @@ def _check_ranges(config: RunConfig) -> None:
         "data.train_batch_size": data.train_batch_size,
         "rollout.kv_cache_mb": rollout.kv_cache_mb,
         "rollout.max_num_seqs": rollout.max_num_seqs,
+        "rollout.max_num_batched_tokens": rollout.max_num_batched_tokens,
         "rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
         "rollout.val.n": rollout.val.n,
         "reward.num_workers": config.reward.num_workers,
@@ -114,6 +130,7 @@ def _check_ranges(config: RunConfig) -> None:
         "actor.ppo_max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
         "actor.loss_scale_factor": actor.loss_scale_factor,
         "actor.optim.clip_grad": actor.optim.clip_grad,
+        "actor.optim.eps": actor.optim.eps,
         "actor.megatron.tensor_model_parallel_size": actor.megatron.tensor_model_parallel_size,
         "actor.megatron.pipeline_model_parallel_size": actor.megatron.pipeline_model_parallel_size,
         "actor.megatron.virtual_pipeline_model_parallel_size": actor.megatron.virtual_pipeline_model_parallel_size,
@@ -131,6 +148,7 @@ def _check_ranges(config: RunConfig) -> None:
         "actor.clip_ratio_low": actor.clip_ratio_low,
         "actor.clip_ratio_high": actor.clip_ratio_high,
         "actor.optim.lr": actor.optim.lr,
+        "actor.optim.min_lr": actor.optim.min_lr,
         "actor.optim.lr_warmup_steps": actor.optim.lr_warmup_steps,
         "actor.optim.weight_decay": actor.optim.weight_decay,
         "rollout.val.temperature": rollout.val.temperature,
@@ -144,6 +162,16 @@ def _check_ranges(config: RunConfig) -> None:
     for option, value in not_negative.items():
         if value < 0:
             refuse(option, value, "must not be negative", "give 0 or more")
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    if optim.lr_decay_style not in DECAY_STYLES:
+        refuse("actor.optim.lr_decay_style", optim.lr_decay_style, "unknown", f"use one of {DECAY_STYLES}")
+    if optim.min_lr > optim.lr:
+        refuse("actor.optim.min_lr", optim.min_lr, f"above actor.optim.lr={optim.lr}, which decays to it", "lower it")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, name) < 1:
+            refuse(f"actor.optim.{name}", getattr(optim, name), "weighs what came before", "use a value in [0, 1)")
 
 
 def _check_source(name: str, source: SourceConfig) -> None:
@@ -192,6 +220,8 @@ def _check_sampling(rollout: RolloutConfig) -> None:
                "token among all tokens", "use top_p=1.0 and top_k=-1 (rollout.val has its own)")  # fmt: skip
     if not 0 < rollout.val.top_p <= 1:
         refuse("rollout.val.top_p", rollout.val.top_p, "a share of probability", "use a value in (0, 1]")
+    if rollout.val.top_k < -1:
+        refuse("rollout.val.top_k", rollout.val.top_k, "a number of tokens to draw from", "use -1 for all of them")
 
 
 def _check_algorithm(config: RunConfig) -> None:
@@ -212,8 +242,6 @@ def _check_algorithm(config: RunConfig) -> None:
     if config.actor.clip_ratio_c <= 1:
         refuse("actor.clip_ratio_c", config.actor.clip_ratio_c, "a dual clip bounds the ratio from above, beyond 1",
                "use e.g. 10.0, or a very large number to switch it off")  # fmt: skip
-    if config.actor.optim.lr_decay_style not in DECAY_STYLES:
-        refuse("actor.optim.lr_decay_style", config.actor.optim.lr_decay_style, "unknown", f"use one of {DECAY_STYLES}")
     if not 0 <= config.reward.max_failure_rate <= 1:
         refuse("reward.max_failure_rate", config.reward.max_failure_rate, "a share", "use a value in [0, 1]")
 

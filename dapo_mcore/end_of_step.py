@@ -34,7 +34,7 @@ class EndOfStep:
     push_weights: Callable[[], None]
     push_metrics: Callable[[], Mapping[str, Ratio]]  # of the last push
     validate: Callable[[], Validation]
-    run_state: Callable[[], Mapping[str, Any]]
+    run_state: Callable[[], Mapping[str, Any]]  # of rank 0
     checkpoints: CheckpointStore
     export: Callable[[Path], None]
     log: Sink

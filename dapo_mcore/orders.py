@@ -25,7 +25,7 @@ class Order:
     train: Callable[[Run], None]
     collect_groups: Callable[[int], Collected]
     end_sampling: Callable[[], None]  # until nothing is sampled: the engine is the caller's
-    run_state: Callable[[], Mapping[str, Any]]  # of rank 0
+    run_state: Callable[[], Mapping[str, Any]]  # of rank 0; empty elsewhere
 
 
 def _in_turn(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns: Turns) -> Order:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import dapo_kernels
 import torch.distributed as dist
 
+import dapo_mcore
 from dapo_mcore.config import RunConfig
 from dapo_mcore.rollout.leader import lead
 from dapo_mcore.rollout.ranks import Ranks
 
 INSTALL, START = "install the same on every node", "start every node with the same arguments"
-CURES = {"dapo_mcore": "check out the same commit on every node", "options": START, "processes on its node": START}
+CHECK_OUT = "check out the same commit on every node"
+CURES = {"dapo_mcore": CHECK_OUT, "dapo_kernels": CHECK_OUT, "options": START, "processes on its node": START}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ def presence(config: RunConfig) -> Presence:
     """Of this rank."""
     facts = {name: version for name in packages() if (version := _version(name))}
     facts["python"] = platform.python_version()
-    facts["dapo_mcore"] = _digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))))
+    for package in (dapo_mcore, dapo_kernels):
+        files = sorted(Path(package.__path__[0]).rglob("*.py"))
+        facts[package.__name__] = _digest(*(file.read_bytes() for file in files))
     facts["options"] = _digest(repr(config).encode())
     facts["processes on its node"] = os.environ.get("LOCAL_WORLD_SIZE", "?")
     return Presence(socket.gethostname(), facts)

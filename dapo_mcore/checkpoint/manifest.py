@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
 NAME = "manifest.json"
+ALL = slice(None)
 
 
 class Entry(TypedDict):
@@ -35,16 +36,29 @@ def write_manifest(folder: Path, known: Mapping[str, Entry] | None = None) -> No
     sync(folder)
 
 
-def verify_manifest(folder: Path) -> None:
-    """Raises CorruptCheckpoint, naming the first file that is missing, unexpected or altered."""
+def files_of(folder: Path) -> list[str]:
+    """Every file below `folder`, but for the manifest."""
+    return sorted({str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {NAME})
+
+
+def hashed(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
+    return {name: _entry(folder / name) for name in names}
+
+
+def verify_manifest(folder: Path, part: slice = ALL) -> None:
+    """Raises CorruptCheckpoint, naming the first file that is missing, unexpected or altered. Only the contents of
+    `part` of the files are looked at.
+    """
     manifest = folder / NAME
     if not manifest.is_file():
         raise CorruptCheckpoint(f"{folder}: no {NAME}, so it was never completed")
-    entries = json.loads(manifest.read_text())
-    present = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {NAME}
-    for name in sorted(present ^ entries.keys()):
+    try:
+        entries = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise CorruptCheckpoint(f"{manifest}: not JSON ({error})") from None
+    for name in sorted(entries.keys() ^ files_of(folder)):
         raise CorruptCheckpoint(f"{folder / name}: {'missing' if name in entries else 'not part of the checkpoint'}")
-    for name, entry in entries.items():
+    for name, entry in list(entries.items())[part]:
         if (folder / name).stat().st_size != entry["bytes"] or _digest(folder / name) != entry["sha256"]:
             raise CorruptCheckpoint(f"{folder / name}: differs from what was saved (SHA-256)")
 

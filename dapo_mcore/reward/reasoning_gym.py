@@ -8,9 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 import reasoning_gym
-from reasoning_gym.utils import extract_answer
 
-from dapo_mcore.reward.answers import tail
+from dapo_mcore.reward.answers import last_tagged, tail
 from dapo_mcore.reward.verdicts import judged
 from dapo_mcore.types import Verdict
 
@@ -29,11 +28,11 @@ def verify(response: str, answer: str, metadata: Mapping[str, Any]) -> Verdict:
             "reward.verifier=reasoning_gym: the prompt carries no task entry; take the problems from "
             "data.train.task, or choose another verifier for files"
         )
-    given = extract_answer(tail(response))
+    given = last_tagged(tail(response))
     if given is None:
         return judged(False)
     task = _task(metadata["task"], json.dumps(metadata["task_options"], sort_keys=True))
-    return judged(task.score_answer(given, metadata["entry"]) >= 1.0)
+    return judged(task.score_answer(given.strip(), metadata["entry"]) >= 1.0)
 
 
 @lru_cache(maxsize=64)

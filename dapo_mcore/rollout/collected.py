@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from dapo_mcore.algo.metrics import filter_metrics, response_metrics, reward_metrics
 from dapo_mcore.observe.metrics import Ratio
@@ -12,13 +13,17 @@ from dapo_mcore.types import Group
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one step trains on, and what was sampled on the way to it."""
+    """What one step trains on, and what was sampled on the way to it: the latter on rank 0 alone, which counts it."""
 
     groups: tuple[Group, ...]  # committed: passing, in prompt order
     considered: tuple[Group, ...]  # all up to the last committed one: what sequential sampling would have drawn
     # sampler/: what running ahead took, and time/: both depend on how fast things went, unlike everything else
     effort: dict[str, Ratio] = field(default_factory=dict)
     settings: dict[str, Ratio] = field(default_factory=dict)  # what a schedule changes over the run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To the other ranks goes what they train on; of hard data `considered` is ten times that."""
+        return Collected, (self.groups, (), self.effort, self.settings)
 
     def metrics(self) -> dict[str, Ratio]:
         return {

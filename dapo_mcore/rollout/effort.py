@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from dapo_mcore.algo.metrics import filter_metrics
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.rollout.wave import Wave
-from dapo_mcore.types import Group
 
 
 @dataclass(slots=True)
@@ -35,12 +35,12 @@ class Effort:
 
     def metrics(self, trained_tokens: int) -> dict[str, Ratio]:
         wave, fill = self.wave, self.wave.fill
-        whole = [group.close() for group in fill.groups.values() if group.is_whole]
+        shares = filter_metrics([group.close() for group in fill.groups.values() if group.is_whole])
         counts = {
             "groups_submitted": len(fill.groups) + wave.given_up,
             "groups_passed": sum(fill.verdicts.values()),
-            "groups_all_right": sum(_all(group, 1.0) for group in whole),
-            "groups_all_wrong": sum(_all(group, 0.0) for group in whole),
+            "groups_all_right": shares["rollout/all_right_fraction"].total,
+            "groups_all_wrong": shares["rollout/all_wrong_fraction"].total,
             "groups_aborted": sum(not group.is_whole for group in fill.surplus) + wave.given_up,
             "groups_banked": wave.bank.num_groups,
             "groups_from_bank": wave.from_bank,
@@ -59,7 +59,3 @@ class Effort:
             "sampler/wasted_fraction": Ratio(wave.bank.dropped_tokens, generated),
             "time/rollout_tail_s": Ratio(self.tail_s, 1),
         }
-
-
-def _all(group: Group, accuracy: float) -> bool:
-    return all(found == accuracy for found in group.accuracies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.rollout.engine import Decoder, Sampling
@@ -18,7 +19,11 @@ VALIDATION_VERSION = -1  # the same random numbers at every validation, none of 
 @dataclass(frozen=True, slots=True)
 class Validation:
     metrics: dict[str, Ratio]
-    groups: tuple[Group, ...]  # the sampled responses, for people to read
+    groups: tuple[Group, ...]  # the sampled responses, for people to read; on rank 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What goes to the other ranks, which write nothing."""
+        return Validation, (self.metrics, ())
 
 
 @dataclass(slots=True)

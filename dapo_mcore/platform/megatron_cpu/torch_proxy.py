@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -116,18 +116,6 @@ def generator(proxy: Proxy) -> None:
     )
 
 
-def memory_and_ranges(proxy: Proxy) -> None:
-    nvtx = SimpleNamespace(range_push=_always(None), range_pop=_always(None), range=_always(contextlib.nullcontext()))
-    proxy.submodule("cuda").answer(
-        nvtx=nvtx,
-        memory_allocated=_always(0),
-        max_memory_allocated=_always(0),
-        memory_reserved=_always(0),
-        max_memory_reserved=_always(0),
-        is_current_stream_capturing=_always(False),
-    )
-
-
 _FACTORIES = (
     *("tensor", "as_tensor", "scalar_tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye"),
     *("rand", "randn", "randint", "empty_strided", "zeros_like", "ones_like", "empty_like", "full_like"),
@@ -150,13 +138,6 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 def factories(proxy: Proxy) -> None:
     proxy.answer(**{name: _on_cpu(getattr(torch, name)) for name in _FACTORIES})
-
-
-def autocast(proxy: Proxy) -> None:
-    def on_cpu(device_type: str = "cuda", *args: Any, **kwargs: Any) -> torch.autocast:
-        return torch.autocast("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
-
-    proxy.answer(autocast=on_cpu)
 
 
 def _asked_by_megatron() -> bool:

@@ -23,6 +23,7 @@ DAMAGE = {
     "run.json": lambda folder: (folder / "run.json").unlink(),
     "stranger": lambda folder: (folder / "policy" / "stranger").write_text("x"),
     "no manifest.json": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest.json: not JSON": lambda folder: (folder / "manifest.json").write_text('{"run.json'),
     "shard: differs": lambda folder: (folder / "policy" / "shard").write_bytes(b"cut"),
 }
 

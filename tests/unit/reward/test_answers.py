@@ -1,6 +1,13 @@
-import pytest
+import re
 
-from dapo_mcore.reward.answers import TAIL_CHARS, last_boxed, marked_answer, tail
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapo_mcore.reward.answers import TAIL_CHARS, last_boxed, last_tagged, marked_answer, tail
+
+MARKS = ["<answer>", "</answer>", r"\boxed{", "{", "}", "a", "\n"]
+TEXTS = st.lists(st.sampled_from(MARKS), max_size=16).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +24,27 @@ from dapo_mcore.reward.answers import TAIL_CHARS, last_boxed, marked_answer, tai
 )
 def test_the_last_complete_box_counts(text, content):
     assert last_boxed(text) == content
+
+
+@given(TEXTS)
+def test_a_box_ends_where_its_braces_are_balanced(text):
+    complete = []
+    for box in re.finditer(r"\\boxed\{", text):
+        rest = text[box.end() :]
+        ends = (i for i, c in enumerate(rest) if c == "}" and rest[:i].count("{") == rest[:i].count("}"))
+        complete += [rest[:end] for end in list(ends)[:1]]
+    assert last_boxed(text) == (complete[-1] if complete else None)
+
+
+@given(TEXTS)
+def test_a_tag_is_what_a_regular_expression_finds_last(text):
+    assert last_tagged(text) == ([None, *re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)])[-1]
+
+
+@pytest.mark.parametrize("mark", ["<answer>", r"\boxed{", "</answer>"])
+def test_a_mark_repeated_to_the_end_takes_no_longer_than_other_text(mark):
+    """In quadratic time this would take hours."""
+    assert marked_answer(mark * 400_000) is None
 
 
 @pytest.mark.parametrize(

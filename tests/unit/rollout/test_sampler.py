@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from dapo_mcore.algo.groups import every_group
 from dapo_mcore.config import OnExhausted
+from dapo_mcore.reward.verdicts import failed
 from dapo_mcore.rollout.bank import Bank
 from dapo_mcore.rollout.driver import Driver
 from dapo_mcore.rollout.engine import Sampling, request_seed
 from dapo_mcore.rollout.leader import StopRun
+from dapo_mcore.types import Outcome
 from tests.unit.rollout.scripted import CountedStream, ExactGrader, ScriptedEngine
 
 MIXED, RIGHT, WRONG = "mixed", "right", "wrong"
@@ -63,6 +65,23 @@ def test_without_the_filter_every_group_trains_and_none_is_sampled_ahead():
     driver = driver_of([RIGHT, MIXED], wanted=4, passes=every_group)
     assert uids(driver.collect().groups) == [0, 1, 2, 3]
     assert len(driver.engine.requests) == 4 * 4
+
+
+class FailsOnce(ExactGrader):
+    """Has no verdict on the first response to each prompt."""
+
+    def submit(self, key, prompt, response):
+        super().submit(key, prompt, response)
+        if key[1] == 0:
+            self.waiting[key] = failed(Outcome.TIMEOUT, "")
+
+
+def test_a_response_without_a_grade_does_not_make_a_solved_group_an_unsolved_one():
+    driver = replace(driver_of([RIGHT, WRONG, WRONG], wanted=3, passes=every_group), grader=FailsOnce())
+    metrics = driver.collect().metrics()
+    for share, number in (("all_right", 1), ("all_wrong", 2)):
+        assert metrics[f"rollout/{share}_fraction"].total == number
+        assert metrics[f"sampler/groups_{share}"].total == number
 
 
 @pytest.mark.parametrize("capacity", [1, 8, 1000])
