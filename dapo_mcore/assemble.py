@@ -121,7 +121,7 @@ def _connect(
         return config.actor.ppo_mini_batch_size * group_size(step)
 
     def push_weights() -> None:
-        order.end_sampling()
+        order.before_push()
         handover.push()
 
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:

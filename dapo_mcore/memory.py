@@ -110,15 +110,16 @@ def _stage(config: RunConfig, hf_config: Any, train: TrainLayout, rank: int) -> 
     optimizer = ADAM_BYTES[dtype] * (-(-dense // shards[0]) + -(-held.experts // shards[1]))
     colocated = config.rollout.backend is RolloutBackend.colocated
 
-    def resting(name: str, size: int, offloaded: bool, kept: bool = True) -> Part:
+    def resting(name: str, size: int, offloaded: bool, pushed: bool = True, kept: bool = True) -> Part:
         stays = size if colocated and not offloaded else 0
-        return Part(name, size, size, stays, size if offloaded and kept else 0)
+        rests = offloaded and colocated and not pushed
+        return Part(name, size, 0 if rests else size, stays, size if offloaded and kept else 0)
 
     parts = [
         resting("weights", weights, megatron.param_offload),
         resting("vision tower", tower, megatron.param_offload),
-        resting("gradients", gradients, megatron.grad_offload, kept=False),
-        resting("optimizer", optimizer, megatron.optimizer_offload),
+        resting("gradients", gradients, megatron.grad_offload, pushed=False, kept=False),
+        resting("optimizer", optimizer, megatron.optimizer_offload, pushed=False),
         *_activations(config, hf_config, train, rank),
     ]
     if config.needs_reference:

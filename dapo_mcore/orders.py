@@ -24,7 +24,7 @@ class Order:
 
     train: Callable[[Run], None]
     collect_groups: Callable[[int], Collected]
-    end_sampling: Callable[[], None]  # until nothing is sampled: the engine is the caller's
+    before_push: Callable[[], None]  # nothing is sampled any more, and the device has room for the engine's weights
     run_state: Callable[[], Mapping[str, Any]]  # of rank 0; empty elsewhere
 
 
@@ -33,7 +33,7 @@ def _in_turn(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns:
     return Order(
         train=dapo.train,
         collect_groups=turns.of_engine(lambda step: lead(desk and desk.driver(engine, step).collect, engine)),
-        end_sampling=lambda: None,
+        before_push=turns.policy.rest,
         run_state=desk.state if desk else dict,
     )
 
@@ -49,7 +49,7 @@ def _one_step_off(config: RunConfig, engine: RolloutEngine, desk: Desk | None, t
     return Order(
         train=partial(dapo_one_step_off.train, sample_ahead=ahead.start),
         collect_groups=lambda _: ahead.take(),
-        end_sampling=ahead.wait,
+        before_push=ahead.wait,
         run_state=ahead.state,
     )
 

@@ -13,8 +13,12 @@ Result = TypeVar("Result")
 
 
 class Policy(Protocol):
+    def rest(self) -> None:
+        """What only updates need lies in host memory until the next one, as far as the policy's options say."""
+        ...
+
     def on_host(self) -> AbstractContextManager[None]:
-        """While the block runs, the policy lies in host memory, as far as its options say."""
+        """As `rest`, and while the block runs the weights lie there, too."""
         ...
 
 
@@ -30,7 +34,7 @@ class Sleeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The trainer's turn is all the time that the engine does not sample."""
+    """The trainer's turn is all the time that the engine does not sample. At a push both hold weights."""
 
     policy: Policy
     engine: Sleeper

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from dapo_mcore.actor.build import build_chunks, read_hf_config, transformer_config
 from dapo_mcore.actor.loss_head import HeadOutput, as_ratios, metric_sums, policy_loss_head
 from dapo_mcore.actor.objective import Objective, make_objective
-from dapo_mcore.actor.offload import on_host
+from dapo_mcore.actor.offload import Offload
 from dapo_mcore.actor.optimizer import LearningRate, build_optimizer, wrap_ddp
 from dapo_mcore.actor.policy_model import PolicyModel
 from dapo_mcore.actor.routing import Routing
@@ -68,6 +68,7 @@ class Actor:
             image_cost(hf_config, config, options.vision),
         )
         self._routing = Routing(self.chunks, config, options.moe)
+        self._offload = Offload(ddp_chunks, optimizer, options.megatron)
 
     @property
     def chunks(self) -> list[PolicyModel]:
@@ -106,6 +107,7 @@ class Actor:
         batch, metrics = self._objective.correct(batch)
         if batch.num_loss_tokens == 0:
             return metrics
+        self._offload.resume()
         for ddp in self._ddp_chunks:
             ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
@@ -126,11 +128,15 @@ class Actor:
         self.gather_parameters()
         yield from hf_weights(self.chunks, self.hf_config)
 
+    def rest(self) -> None:
+        """Until the next update, gradients and optimizer lie where actor.megatron.{grad,optimizer}_offload say."""
+        self._offload.rest()
+
     @contextmanager
     def on_host(self) -> Iterator[None]:
-        """While the block runs, what actor.megatron.*_offload names lies in host memory, and nothing else is called."""
+        """As `rest`, and while the block runs the weights lie where param_offload says, and nothing else is called."""
         self.gather_parameters()
-        with on_host(self._ddp_chunks, self._optimizer, self._options.megatron):
+        with self._offload.on_host():
             yield
 
     def finish_step(self) -> None:
@@ -147,12 +153,14 @@ class Actor:
             loading: the dictionary is to be filled by `dist_checkpointing.load`, not saved.
         """
         self.gather_parameters()
+        self._offload.resume()
         sharded = sharded_state(self.chunks, self._optimizer, loading)
         return {**sharded, "step": self.step, "updates": self._updates}
 
     def load_state(self, loaded: dict[str, Any]) -> None:
         """Continue from what `dist_checkpointing.load` made of `state(loading=True)`; the layout may differ."""
         self.step, self._updates = loaded["step"], loaded["updates"]
+        self._offload.resume()
         load_sharded_state(self.chunks, self._optimizer, loaded, self._updates)
         self._learning_rate.set_step(self.step)
 

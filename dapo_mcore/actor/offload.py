@@ -54,24 +54,51 @@ def unpark(parked: Iterable[Parked]) -> None:
     platform().synchronize()  # the host's copies go now
 
 
-@contextmanager
-def on_host(
-    chunks: Sequence[DistributedDataParallel], optimizer: ChainedOptimizer, megatron: MegatronConfig
-) -> Iterator[None]:
-    """While the block runs, what the offload options name has no device memory. Gradients are not kept: an update
-    starts from zeros. No communication may be under way."""
-    weights = [parameter.data for chunk in chunks for parameter in chunk.parameters()]
-    gradients = [buffer.grad_data for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
-    states = _optimizer_tensors(optimizer)
-    if not megatron.param_offload:  # main parameters of an fp32 policy are its parameters
-        of_weights = _storages(weights)
-        states = [tensor for tensor in states if tensor.untyped_storage().data_ptr() not in of_weights]
-    kept = [*(weights if megatron.param_offload else ()), *(states if megatron.optimizer_offload else ())]
-    parked = park(kept, gradients if megatron.grad_offload else ())
-    try:
-        yield
-    finally:
-        unpark(parked)
+class Offload:
+    """Takes what the offload options name off the device in two stages. No communication may be under way."""
+
+    def __init__(
+        self, chunks: Sequence[DistributedDataParallel], optimizer: ChainedOptimizer, options: MegatronConfig
+    ) -> None:
+        self._chunks = chunks
+        self._optimizer = optimizer
+        self._options = options
+        self._resting: list[Parked] = []
+
+    def rest(self) -> None:
+        """Gradients, main parameters and moments leave until `resume`, as nothing but an update reads them.
+
+        Gradients are not kept: an update starts from zeros. Main parameters of an fp32 policy are its weights, and
+        stay.
+        """
+        if self._resting:
+            return
+        of_weights = _storages(self._weights())
+        states = [t for t in _optimizer_tensors(self._optimizer) if t.untyped_storage().data_ptr() not in of_weights]
+        buffers = [buffer for chunk in self._chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
+        gradients = [buffer.grad_data for buffer in buffers]
+        self._resting = park(
+            kept=states if self._options.optimizer_offload else (),
+            dropped=gradients if self._options.grad_offload else (),
+        )
+
+    def resume(self) -> None:
+        """What `rest` took away is there again."""
+        unpark(self._resting)
+        self._resting = []
+
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
+        """While the block runs the weights are away, too. They are back at its end, and the rest rests on."""
+        self.rest()
+        parked = park(self._weights() if self._options.param_offload else ())
+        try:
+            yield
+        finally:
+            unpark(parked)
+
+    def _weights(self) -> list[Tensor]:
+        return [parameter.data for chunk in self._chunks for parameter in chunk.parameters()]
 
 
 def _optimizer_tensors(optimizer: ChainedOptimizer) -> list[Tensor]:

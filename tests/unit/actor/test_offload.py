@@ -23,6 +23,11 @@ def size(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
+def take_a_turn(actor: Actor) -> None:
+    with actor.on_host():
+        pass
+
+
 def parts(actor: Actor) -> dict[str, list[Tensor]]:
     """Tensors by the option that offloads them; in fp32 main parameters are parameters."""
     weights = [p for chunk in actor.chunks for p in chunk.parameters()]
@@ -46,7 +51,33 @@ def test_an_option_frees_its_part_and_no_other(option: str, dtype: Dtype, make_a
     with actor.on_host():
         assert {name for name, tensors in held.items() if not any(map(size, tensors))} == {option}
         assert all(all(map(size, tensors)) for name, tensors in held.items() if name != option)
+    assert all(map(size, held["param_offload"]))
+    actor.update(BATCH)
     assert all(size(tensor) > 0 for tensors in held.values() for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.fp32, Dtype.bf16])
+def test_a_resting_policy_has_its_weights_and_nothing_else(dtype: Dtype, make_actor: MakeActor) -> None:
+    actor = make_actor("qwen3_tied", dtype=dtype, megatron=dict.fromkeys(PARTS, True))
+    actor.update(BATCH)
+    held = parts(actor)
+    expected = actor.logprobs(BATCH)
+    actor.rest()
+    for _ in range(2):
+        assert not any(size(tensor) for name in ("grad_offload", "optimizer_offload") for tensor in held[name])
+        assert torch.equal(actor.logprobs(BATCH), expected)
+        take_a_turn(actor)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.fp32, Dtype.bf16])
+def test_the_state_of_a_resting_policy_is_that_of_one_awake(dtype: Dtype, make_actor: MakeActor) -> None:
+    actor = make_actor("qwen3", dtype=dtype, megatron=dict.fromkeys(PARTS, True))
+    actor.update(BATCH)
+    held = parts(actor)["optimizer_offload"]
+    before = [tensor.clone() for tensor in held]
+    actor.rest()
+    actor.state()
+    assert all(torch.equal(tensor, kept) for tensor, kept in zip(held, before, strict=True))
 
 
 @pytest.mark.parametrize("distributed", [True, False])
@@ -56,8 +87,7 @@ def test_a_bf16_policy_that_was_away_trains_on_as_if_it_had_stayed(distributed: 
         actor = make_actor("qwen3", dtype=Dtype.bf16, megatron=layout, optim=OptimConfig(lr=1e-2))
         seen = []
         for _ in range(3):
-            with actor.on_host():
-                pass
+            take_a_turn(actor)
             seen.append((actor.logprobs(BATCH), actor.update(BATCH)))
         states = [tensor.clone() for tensors in parts(actor).values() for tensor in tensors]
         return seen, [weight.clone() for _, weight in actor.weights()] + states
