@@ -174,17 +174,27 @@ def test_the_quickstart_trains(model, tmp_path):
     assert all(rows(tmp_path)[step]["actor/grad_norm"] > 0 for step in (1, 2))
 
 
+def is_worker(process: psutil.Process, rank: str) -> bool:
+    try:
+        return process.environ().get("MS_NODE_ID") == rank
+    except psutil.NoSuchProcess:  # the scheduler has ended, and is not waited for yet
+        return False
+
+
 @real
 def test_the_quickstart_ends_with_a_worker_that_is_killed_and_names_it(model, tmp_path):
     given, pipes = environment(PYTHON=sys.executable), {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     launcher = subprocess.Popen(quickstart(model, tmp_path, 1000), env=given, text=True, **pipes)
     started = time.monotonic()
-    while 1 not in rows(tmp_path) and launcher.poll() is None and time.monotonic() - started < LIMIT_S:
-        time.sleep(0.1)
-    family = psutil.Process(launcher.pid).children(recursive=True)
-    worker = next(one for one in family if one.environ().get("MS_NODE_ID") == "1")
-    worker.kill()
-    _, told = launcher.communicate(timeout=LIMIT_S)
+    try:
+        while 1 not in rows(tmp_path) and launcher.poll() is None and time.monotonic() - started < LIMIT_S:
+            time.sleep(0.1)
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        worker = next(one for one in family if is_worker(one, "1"))
+        worker.kill()
+        _, told = launcher.communicate(timeout=LIMIT_S)
+    finally:
+        launcher.terminate()
     assert launcher.returncode == 1
     assert f"worker process {worker.pid} was ended by SIGKILL" in told.splitlines()[-1]
     assert psutil.wait_procs(family, timeout=60)[1] == []
