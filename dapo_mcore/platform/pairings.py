@@ -41,9 +41,9 @@ def refuse_wrong_pairs() -> None:
 
 
 def release(package: str) -> Release:
-    """The leading numbers of a version: (2, 10, 0) of 2.10.0.post4; empty where there is no metadata."""
+    """The leading numbers of a version: (2, 10, 0) of 2.10.0.post4; empty where there is no metadata, or none left."""
     try:
-        found = re.match(r"\d+(\.\d+)*", metadata.version(package))
+        found = re.match(r"\d+(\.\d+)*", metadata.version(package) or "")
     except metadata.PackageNotFoundError:
         return ()
     return tuple(int(number) for number in found[0].split(".")) if found else ()

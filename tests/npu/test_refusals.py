@@ -58,7 +58,7 @@ class Refusal:
 REFUSALS = {
     "no CANN": Refusal(
         r"torch_npu cannot be imported \(libhccl\.so.*source CANN's set_env\.sh",
-        LOADED_BY_TORCH, {"FAKE_TORCH_NPU": "no_cann"}, ON_TWO),
+        metadata(torch_npu="2.13.0") | LOADED_BY_TORCH, {"FAKE_TORCH_NPU": "no_cann"}, ON_TWO),
     "a torch for CUDA": Refusal(
         r"torch .* is a build for CUDA, and torch_npu.*install the CPU build", {"sitecustomize.py": TORCH_FOR_CUDA}),
     "torch_npu for another torch": Refusal(
