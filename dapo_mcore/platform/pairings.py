@@ -30,7 +30,7 @@ def refuse_wrong_pairs() -> None:
     vllm, vllm_ascend = release("vllm"), release("vllm-ascend")
     if vllm and vllm_ascend and vllm != vllm_ascend:
         _refuse("vllm", "vllm-ascend", "is made for the vllm of its own numbers", f"vllm-ascend=={_text(vllm)}")
-    if vllm_ascend and vllm_ascend < OLDEST_ENGINE:
+    if vllm and vllm_ascend and vllm_ascend < OLDEST_ENGINE:
         _refuse("vllm", "vllm-ascend", "takes new weights in a way unknown here", "0.23.0 of both")
     megatron = release("megatron-core")
     if megatron and not MEGATRON[0] <= megatron < MEGATRON[1]:
