@@ -39,7 +39,7 @@ def place(environment: MutableMapping[str, str]) -> tuple[int, int]:
     """
     if is_msrun_worker(environment):
         environment.update(from_msrun(environment))
-    given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+    given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment]
     if not given:
         _refuse_bare_srun(environment)
         return 0, 1

@@ -124,8 +124,8 @@ def run(config: RunConfig, rank: int, world_size: int) -> int:
     try:
         adapt_megatron()  # before transformers is imported
     except UnusableDeviceError as error:
-        if rank:
-            let_cause_speak()  # whose machine may be in order
+        if rank:  # first rank 0, then one of each other machine, then all: most faults are everybody's
+            let_cause_speak(turns=1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
     from dapo_mcore.assemble import assembled
@@ -164,9 +164,9 @@ def tell_memory(config: RunConfig, world_size: int) -> None:
     print("\n".join(table(found, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))), flush=True)
 
 
-def let_cause_speak() -> None:
+def let_cause_speak(turns: int = 1) -> None:
     """Launchers end all ranks as soon as one fails: give the one that knows the cause the time to fail first."""
-    time.sleep(CAUSE_SPEAKS_S)
+    time.sleep(turns * CAUSE_SPEAKS_S)
 
 
 def _write_traceback(config: RunConfig, rank: int) -> Path:

@@ -63,6 +63,7 @@ TABLE = (
     Variable("TRANSFORMERS_VERBOSITY", "error", "advice that says nothing to who runs a training"),
     Variable("HF_HUB_OFFLINE", "1", "models are folders; nothing is looked up on the network"),
     Variable("PYTHONUNBUFFERED", "1", "what a rank said before it died is in the log"),
+    Variable("TORCH_DEVICE_BACKEND_AUTOLOAD", "0", "a torch_npu that cannot be loaded would end `import torch`"),
     Variable("RAY_USAGE_STATS_ENABLED", "0", "nothing is reported to anybody"),
     Variable("LD_PRELOAD", "{site.jemalloc}", "jemalloc: less host memory is lost to fragments", condition=JEMALLOC),
     # training

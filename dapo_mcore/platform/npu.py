@@ -9,6 +9,7 @@ import torch
 
 from dapo_mcore.platform import ascend_engines, mindspeed
 from dapo_mcore.platform.device import MemoryStats, Platform, UnusableDeviceError
+from dapo_mcore.platform.pairings import refuse_wrong_pairs
 
 DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}  # read when HCCL and CANN start
 
@@ -24,6 +25,7 @@ def load_torch_npu() -> Any:
             f"torch {torch.__version__} is a build for CUDA, and torch_npu works with CPU builds only; install the CPU "
             "build of the version torch_npu was made for, or set DAPO_PLATFORM=cuda"
         )
+    refuse_wrong_pairs()
     try:
         import torch_npu  # noqa: F401 # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:

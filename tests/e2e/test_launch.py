@@ -24,7 +24,7 @@ from tools.tiny.model import random_model, save_folder, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = os.environ.get("RAY_DASHBOARD", "")  # of a cluster with two cores: http://127.0.0.1:8265
-ONCE = ("trainer.total_training_steps=1", "trainer.test_freq=0", "trainer.save_freq=0")
+TWICE = ("trainer.total_training_steps=2", "trainer.test_freq=0", "trainer.save_freq=0")
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,14 @@ def on_two_nodes(processes: tuple[int, int], *program: object) -> list[subproces
 
 
 def training(model: Path, out: Path) -> list[str]:
-    return ["-m", "dapo_mcore.train", *OPTIONS, *ONCE, f"model.path={model}", f"trainer.output_dir={out}"]
+    return ["-m", "dapo_mcore.train", *OPTIONS, *TWICE, f"model.path={model}", f"trainer.output_dir={out}"]
 
 
-def test_two_nodes_train_one_run(model, tmp_path):
+def test_two_nodes_train_the_quickstart(model, tmp_path):
     nodes = on_two_nodes((1, 1), *training(model, tmp_path))
     assert [node.returncode for node in nodes] == [0, 0], nodes[0].stderr + nodes[1].stderr
-    assert list(rows(tmp_path)) == [0, 1]
-    assert rows(tmp_path)[1]["actor/grad_norm"] > 0
+    assert list(rows(tmp_path)) == [0, 1, 2]
+    assert all(rows(tmp_path)[step]["actor/grad_norm"] > 0 for step in (1, 2))
 
 
 def test_nodes_with_different_numbers_of_processes_end_with_one_error(model, tmp_path):
@@ -123,7 +123,7 @@ def test_a_cluster_that_is_too_small_is_refused_by_name(cluster, tmp_path):
 def test_a_job_submitted_to_a_cluster_trains(model, tmp_path):
     done = end(start("ray_job.sh", f"--address={DASHBOARD}", "--platform=cpu", 2, *training(model, tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(rows(tmp_path)) == [0, 1]
+    assert list(rows(tmp_path)) == [0, 1, 2]
 
 
 def test_an_engine_in_an_actor_gets_the_environment_of_engines(cluster, monkeypatch):

@@ -7,21 +7,26 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dapo_mcore.launched import from_msrun, is_scheduler, is_spokesman, place
 from launch.msrun import STALE, command, worker_environment
 from launch.nodes import Launch, launch_of, parser
 from launch.sites import Site
+from tests.e2e.torchrun import LIMIT_S, OPTIONS, rows
+from tools.tiny.model import random_model, save_folder, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).parent / "fakes" / "msrun"
 MSRUN = Path(os.environ.get("MSRUN", FAKE))
 PROGRAM = ("-m", "tests.npu.msrun_program")
+real = pytest.mark.skipif(MSRUN == FAKE, reason="MSRUN names no msrun of mindspore")
 CLEAN = {name: value for name, value in os.environ.items() if name not in (*STALE, "MASTER_PORT", "MASTER_ADDR")}
 WORKER = {
     "MS_ROLE": "MS_WORKER", "MS_NODE_ID": "5", "MS_WORKER_NUM": "8", "DEVICE_ID": "1", "LOCAL_WORLD_SIZE": "4",
@@ -145,6 +150,54 @@ def test_a_failing_worker_ends_the_others_and_has_told_why(tmp_path):
     assert done.returncode == 1
     assert "error: a reason" in done.stdout
     assert "failed first, with exit code 1" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_folder(random_model(tiny_config("qwen3_moe", tied=False), seed=0), folder)
+    return folder
+
+
+def quickstart(model: Path, out: Path, steps: int) -> list[str]:
+    """On two processes, by our launcher."""
+    options = [*OPTIONS, f"trainer.total_training_steps={steps}", f"model.path={model}", f"trainer.output_dir={out}"]
+    return [str(ROOT / "launch" / "msrun.sh"), f"--master-port={free_port()}", "2", "-m", "dapo_mcore.train", *options]
+
+
+@real
+def test_the_quickstart_trains(model, tmp_path):
+    given = environment(PYTHON=sys.executable)
+    done = subprocess.run(quickstart(model, tmp_path, 2), env=given, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    assert list(rows(tmp_path)) == [0, 1, 2]
+    assert all(rows(tmp_path)[step]["actor/grad_norm"] > 0 for step in (1, 2))
+
+
+def is_worker(process: psutil.Process, rank: str) -> bool:
+    try:
+        return process.environ().get("MS_NODE_ID") == rank
+    except psutil.NoSuchProcess:  # the scheduler has ended, and is not waited for yet
+        return False
+
+
+@real
+def test_the_quickstart_ends_with_a_worker_that_is_killed_and_names_it(model, tmp_path):
+    given, pipes = environment(PYTHON=sys.executable), {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    launcher = subprocess.Popen(quickstart(model, tmp_path, 1000), env=given, text=True, **pipes)
+    started = time.monotonic()
+    try:
+        while 1 not in rows(tmp_path) and launcher.poll() is None and time.monotonic() - started < LIMIT_S:
+            time.sleep(0.1)
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        worker = next(one for one in family if is_worker(one, "1"))
+        worker.kill()
+        _, told = launcher.communicate(timeout=LIMIT_S)
+    finally:
+        launcher.terminate()
+    assert launcher.returncode == 1
+    assert f"worker process {worker.pid} was ended by SIGKILL" in told.splitlines()[-1]
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 @pytest.mark.parametrize("name", STALE)

@@ -26,6 +26,7 @@ def test_torchruns_rank_is_taken():
 LEFT_OVER = [
     ({"RANK": "1"}, r"^RANK=1: WORLD_SIZE is not set.*unset RANK"),
     ({"WORLD_SIZE": "8"}, r"^WORLD_SIZE=8: RANK is not set.*unset WORLD_SIZE"),
+    ({"LOCAL_RANK": "3"}, r"^LOCAL_RANK=3: RANK is not set.*unset LOCAL_RANK"),
     ({"RANK": "0", "WORLD_SIZE": "8"}, r"^RANK=0: MASTER_ADDR is not set.*launch/torchrun\.sh"),
     ({**RANK, "RANK": "2"}, r"^RANK=2: there is none in WORLD_SIZE=2; unset both"),
     ({**RANK, "RANK": "one"}, r"^RANK=one: expected a number"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,20 @@ def test_slurm_starts_one_launcher_per_node_that_meet_on_the_first(slurm):
     meeting = ["--nodes", "2", "--master-port", "23456", "--interface", "eth7", "--master-addr", "n7"]
     expected = [["-m", "launch.torchrun", "--node-rank", rank, *meeting, "8", *TRAIN, ""] for rank in "01"]
     assert [line.split("|") for line in done.stdout.splitlines()] == expected
+
+
+def test_slurm_can_open_the_log_in_a_fresh_clone():
+    """It makes no folders: without that of the log a job ends with nothing said anywhere."""
+    log = re.search(r"^#SBATCH --output=(\S+)$", (ROOT / "launch" / "slurm.sbatch").read_text(), re.MULTILINE)
+    assert log is not None
+    assert Path(log[1]).parent == Path()
+
+
+def test_what_every_node_would_refuse_slurm_refuses_once(slurm):
+    bare = {**slurm, "INTERFACE": "", "GLOO_SOCKET_IFNAME": "", "PYTHON": sys.executable}
+    done = batch(bare, "8", *TRAIN)
+    assert done.returncode == 2
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error"]
 
 
 def test_slurm_without_an_allocation_says_how_to_get_one(slurm):

@@ -32,8 +32,9 @@ def machine(folder: Path, versions: dict[str, str], files: tuple[str, ...] = FIL
     """Packages whose every module raises when it is imported."""
     packages = folder / "site-packages"
     for name, version in versions.items():
-        put(packages / f"{name}-{version}.dist-info" / "METADATA", f"Name: {name}\nVersion: {version}\n")
-        put(packages / name.replace("-", "_") / "__init__.py")
+        module = name.replace("-", "_")
+        put(packages / f"{module}-{version}.dist-info" / "METADATA", f"Name: {name}\nVersion: {version}\n")
+        put(packages / module / "__init__.py")
     for file in files:
         put(packages / file)
         put(packages / file.partition("/")[0] / "__init__.py")
@@ -130,6 +131,32 @@ def test_the_doctor_knows_the_mindspeed_that_the_platform_accepts():
     from dapo_mcore.platform.mindspeed import FEATURES
 
     assert MINDSPEED_FILES == FEATURES
+
+
+# what differs from the published machine
+PAIRS = [
+    {}, {"torch": "2.10.0"}, {"torch": "2.11.0+cpu"}, {"torch_npu": "2.9.0.post6"}, {"torch_npu": "2.10.0"},
+    {"vllm": "0.26.0+empty"}, {"vllm_ascend": "0.26.0"}, {"vllm": "0.24.0", "vllm_ascend": "0.24.0"},
+    {"vllm": "0.13.0", "vllm_ascend": "0.13.0"}, {"vllm_ascend": "0.23.0rc1"},
+    {"megatron-core": "0.16.0"}, {"megatron-core": "0.16.2"}, {"megatron-core": "0.17.0"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", PAIRS, ids=str)
+def test_a_run_refuses_the_pairs_that_the_doctor_calls_wrong(tmp_path, monkeypatch, changed):
+    from dapo_mcore.platform import UnusableDeviceError
+    from dapo_mcore.platform.pairings import refuse_wrong_pairs
+
+    looked_at = machine(tmp_path, NPU | changed)
+    expected = wrong(looked_at).keys() & {"torch", "vllm", "vllm-ascend", "megatron-core"}
+    monkeypatch.syspath_prepend(looked_at.folders[0])
+    try:
+        refuse_wrong_pairs()
+        refused = ""
+    except UnusableDeviceError as error:
+        refused = str(error)
+    assert bool(refused) == bool(expected)
+    assert all(what in refused for what in expected)
 
 
 def test_a_triton_that_overwrote_the_vendor_s_is_seen(tmp_path):
