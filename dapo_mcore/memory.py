@@ -196,7 +196,7 @@ def table(found: Footprint, world_size: int, per_node: int) -> list[str]:
     """Lines to print: decimal GB, or MB for a small model."""
     unit, one = ("GB", 1e9) if max(getattr(found.total, turn) for turn in TURNS[:3]) >= 1e9 else ("MB", 1e6)
     devices = min(world_size, per_node)
-    head = f"memory in {unit}, calculated" + "".join(f"{title:>9}" for title in (*TURNS[:3], "host"))
+    head = f"{f'memory in {unit}, calculated':<25}" + "".join(f"{title:>9}" for title in (*TURNS[:3], "host"))
     shown = [part for part in found.parts if any(getattr(part, turn) for turn in TURNS)]
     rows = [_row(part, one, devices) for part in (*shown, found.total)]
     return [head, *rows, f"(of one device, and of the host of {devices}; {found.kv_tokens:,} tokens of KV cache)"]

@@ -171,16 +171,10 @@ def _build_chunk(
     text = language_config(hf)
     make = _text_chunk if text is hf else partial(vision_chunk, vision=vision)
     where = {"ignore_virtual": False, "vp_stage": vp_stage}
-    spec = get_gpt_decoder_block_spec(
-        config,
-        use_transformer_engine=config.transformer_impl == "transformer_engine",
-        normalization=config.normalization,
-        vp_stage=vp_stage,
-    )
     chunk = make(
         hf,
         config,
-        spec,
+        _layers(config, vp_stage),
         real_vocab_size=text.vocab_size,
         vocab_size=padded,
         max_sequence_length=text.max_position_embeddings,
@@ -191,6 +185,20 @@ def _build_chunk(
     )
     _mark_experts(chunk)
     return chunk.to(platform().device)
+
+
+def _layers(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    spec = get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=config.transformer_impl == "transformer_engine",
+        normalization=config.normalization,
+        vp_stage=vp_stage,
+    )
+    make_attention = platform().zigzag_attention
+    if config.context_parallel_size > 1 and make_attention is not None:
+        for layer in spec.layer_specs or []:
+            layer.submodules.self_attention.submodules.core_attention = make_attention()
+    return spec
 
 
 def _text_chunk(

@@ -89,13 +89,16 @@ def switches(megatron: MegatronConfig) -> dict[str, Any]:
         "moe_grouped_gemm": megatron.moe_grouped_gemm,
         "moe_permute_fusion": megatron.moe_permute_fusion,
         "npu_deterministic": megatron.deterministic_mode,
-        "context_parallel_size": megatron.context_parallel_size,  # decides whether process groups are changed
-        "context_parallel_algo": "kvallgather_cp_algo",  # the only one its Transformer Engine layers have
     }
     if megatron.apply_rope_fusion:
         rope = {"apply_rope_fusion": True, "use_fused_rotary_pos_emb": True, "position_embedding_type": "rope"}
         return chosen | rope
     return chosen
+
+
+def zigzag_attention() -> type:
+    """In the place of MindSpeed's context parallelism, whose switches stay off."""
+    return importlib.import_module("dapo_mcore.platform.npu_attention").ZigzagAttention
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def configure_after_groups() -> None:
 def configure_anew() -> None:
     configure()
     configure()  # the same: nothing happens
-    configure(context_parallel_size=2)
+    configure(deterministic_mode=True)
 
 
 def layers_left_alone() -> None:
@@ -174,7 +174,7 @@ def layers_left_alone() -> None:
     configure()
 
 
-def attend(layer_type: str, configured: str, mask: torch.Tensor | None = None) -> Caller:
+def attend(layer_type: str, configured: str, mask: torch.Tensor | None = None, ranks: int = 1) -> Caller:
     """One packed self-attention of MindSpeed's."""
 
     def call() -> None:
@@ -182,7 +182,7 @@ def attend(layer_type: str, configured: str, mask: torch.Tensor | None = None) -
         from megatron.core.packed_seq_params import PackedSeqParams
         from megatron.core.transformer.enums import AttnMaskType
 
-        config: Any = SimpleNamespace(attention_mask_type=configured, kv_channels=4)
+        config: Any = SimpleNamespace(attention_mask_type=configured, kv_channels=4, context_parallel_size=ranks)
         ends = torch.tensor([0, 3, 8], dtype=torch.int32)
         packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
         kind = AttnMaskType[layer_type]
@@ -235,7 +235,7 @@ LATE: dict[str, Caller] = {
     "sparse mode 3": repatch_with(sparse_mode=3),
     "allgather dispatcher": repatch_with(moe_token_dispatcher_type="allgather", moe_permute_fusion=True),
     "fused rope without its type": repatch_with(use_fused_rotary_pos_emb=True),
-    "ring context parallelism": repatch_with(context_parallel_size=2, context_parallel_algo="megatron_cp_algo"),
+    "MindSpeed's context parallelism": repatch_with(context_parallel_size=2),
     "pickled config": lambda: pickle.dumps(open_config()),
     "replaced config": lambda: dataclasses.replace(open_config(), num_layers=2),
     "configured after the groups": configure_after_groups,
@@ -243,6 +243,7 @@ LATE: dict[str, Caller] = {
     "layers left alone": layers_left_alone,
     "vision tower of causal type": attend("no_mask", "causal"),
     "padding type of packed text": attend("padding_causal", "causal"),
+    "zigzag sequences for MindSpeed": attend("causal", "causal", ranks=2),
     "mask for a tower": attend("no_mask", "no_mask", TRIANGLE),
     "mask without its mode": fused_attention(atten_mask=TRIANGLE),
     "mask of the batch's size": fused_attention(atten_mask=TRIANGLE[:8, :8], sparse_mode=2),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,25 +14,9 @@ from dapo_mcore.train import CONFIGS, load_config
 from dapo_mcore.weights.families import language_config
 from dapo_mcore.weights.placement import RolloutLayout, TrainLayout
 from dapo_mcore.weights.plan import reshard_plan
+from tests.recipes import RECIPES, every_recipe, leaves, options
 from tools.plan import MODELS, read_model
 
-
-@dataclass(frozen=True)
-class Recipe:
-    name: str
-    model: str
-    devices: int
-
-
-RECIPES = [
-    Recipe("dapo_qwen3_vl_30b_geo3k", "Qwen3-VL-30B-A3B", 8),
-    Recipe("dapo_qwen3_vl_30b_geo3k_16", "Qwen3-VL-30B-A3B", 16),
-    Recipe("dapo_qwen3_vl_30b_geo3k_npu", "Qwen3-VL-30B-A3B", 16),
-    Recipe("dapo_qwen3_vl_30b_geo3k_npu_tp4", "Qwen3-VL-30B-A3B", 16),
-    Recipe("dapo_qwen3_30b_a3b_npu", "Qwen3-30B-A3B", 16),
-    Recipe("dapo_qwen2_5_7b", "Qwen2.5-7B", 8),
-]
-every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 # Of the published recipe for this model and these data (docs/recipes.md).
 PUBLISHED = {
     "data.train_batch_size": 64, "data.gen_batch_size": 192, "rollout.n": 8, "actor.ppo_mini_batch_size": 16,
@@ -51,19 +31,6 @@ PUBLISHED = {
     "trainer.val_before_train": True, "trainer.test_freq": 1, "trainer.save_freq": 20,
     "trainer.total_training_steps": 100,
 }  # fmt: skip
-
-
-def options(config: RunConfig) -> dict[str, Any]:
-    """Dotted names -> values, enums by name."""
-    return dict(leaves(asdict(config)))
-
-
-def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, below in tree.items():
-            yield from leaves(below, f"{name}.{key}" if name else key)
-    else:
-        yield name, tree.name if isinstance(tree, Enum) else tree
 
 
 def layout(config: RunConfig, devices: int) -> tuple[TrainLayout, RolloutLayout]:

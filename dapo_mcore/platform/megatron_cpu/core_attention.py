@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -20,25 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from dapo_mcore.zigzag import zigzag_positions
-
-Rows = tuple[int, int]  # first row and the row after the last
-
-
-def causal_pieces(bounds: list[int], size: int, rank: int) -> list[tuple[Rows, Rows]]:
-    """(rows of this rank's queries, rows of the whole keys) of each attention problem.
-
-    The last query sees all of the keys, the one before it all but the last, and so on.
-    """
-    if size == 1:
-        return [((a, b), (a, b)) for a, b in pairwise(bounds) if b > a]
-    pieces: list[tuple[Rows, Rows]] = []
-    for start, stop in pairwise(bounds):
-        chunk = (stop - start) // (2 * size)
-        first = start // size
-        for row, which in ((first, rank), (first + chunk, 2 * size - 1 - rank)):
-            pieces.append(((row, row + chunk), (start, start + (which + 1) * chunk)))
-    return [piece for piece in pieces if piece[0][1] > piece[0][0]]
+from dapo_mcore.zigzag import Rows, causal_pieces, whole_rows
 
 
 def take_rows(x: Tensor, limits: Sequence[Rows]) -> Sequence[Tensor]:
@@ -47,23 +27,6 @@ def take_rows(x: Tensor, limits: Sequence[Rows]) -> Sequence[Tensor]:
     if starts == (0, *stops[:-1]) and stops[-1] == x.shape[-2]:  # the gradient of a slice would be as large as x
         return x.split([stop - start for start, stop in limits], -2)
     return [x[:, :, start:stop] for start, stop in limits]
-
-
-class _GatherRows(torch.autograd.Function):
-    """[n, ...] on each rank -> [size * n, ...] on all, rank after rank; the gradient is summed back to the owner."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        whole = local.new_empty(group.size() * local.shape[0], *local.shape[1:])
-        dist.all_gather_into_tensor(whole, local.contiguous(), group=group)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        local = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)
-        return local, None
 
 
 class CausalCoreAttention(MegatronModule):
@@ -119,7 +82,7 @@ class CausalCoreAttention(MegatronModule):
         bounds = self._bounds(query.shape[0], packed_seq_params)
         size, rank = (1, 0) if self.cp is None else (self.cp.size(), self.cp.rank())
         if self.cp is not None:
-            key, value = (self._whole(x, bounds) for x in (key, value))
+            key, value = (whole_rows(x, bounds, self.cp) for x in (key, value))
         q, k, v = (x.movedim(0, -2) for x in (query, key, value))  # [b, heads, rows, d]
         own, seen = zip(*causal_pieces(bounds, size, rank), strict=True)
         pieces = zip(take_rows(q, own), take_rows(k, seen), take_rows(v, seen), strict=True)
@@ -135,13 +98,6 @@ class CausalCoreAttention(MegatronModule):
         if bounds[-1] != total:
             raise ValueError(f"{total} packed rows, but the sequences end at row {bounds[-1]}")
         return bounds
-
-    def _whole(self, local: Tensor, bounds: list[int]) -> Tensor:
-        """Every rank's rows, in the order of the sequences."""
-        assert self.cp is not None
-        size = self.cp.size()
-        positions = torch.cat([zigzag_positions(bounds, size, rank) for rank in range(size)])
-        return _GatherRows.apply(local, self.cp)[positions.argsort()]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One piece, [b, heads, rows, d]."""

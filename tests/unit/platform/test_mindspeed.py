@@ -13,7 +13,6 @@ ALWAYS = {
     "use_flash_attn": True,
     "attention_mask_type": "causal",
     "moe_token_dispatcher_type": "alltoall",
-    "context_parallel_algo": "kvallgather_cp_algo",
 }
 
 
@@ -21,13 +20,12 @@ ALWAYS = {
     ("options", "turned"),
     [
         ({}, {"use_fused_rmsnorm": True, "use_fused_swiglu": True, "moe_grouped_gemm": True}),
-        ({}, {"moe_permute_fusion": False, "npu_deterministic": False, "context_parallel_size": 1}),
+        ({}, {"moe_permute_fusion": False, "npu_deterministic": False}),
         ({"use_fused_rmsnorm": False}, {"use_fused_rmsnorm": False, "use_fused_swiglu": True}),
         ({"use_fused_swiglu": False}, {"use_fused_rmsnorm": True, "use_fused_swiglu": False}),
         ({"moe_grouped_gemm": False}, {"moe_grouped_gemm": False, "moe_permute_fusion": False}),
         ({"moe_permute_fusion": True}, {"moe_grouped_gemm": True, "moe_permute_fusion": True}),
         ({"deterministic_mode": True}, {"npu_deterministic": True}),
-        ({"context_parallel_size": 2}, {"context_parallel_size": 2}),
         ({"apply_rope_fusion": True}, {"use_fused_rotary_pos_emb": True, "position_embedding_type": "rope"}),
     ],
 )
@@ -39,6 +37,7 @@ def test_an_option_turns_its_switch(options: dict[str, Any], turned: dict[str, A
 def test_no_switch_describes_the_model_or_the_rest_of_its_layout() -> None:
     layout = MegatronConfig(
         tensor_model_parallel_size=4,
+        context_parallel_size=2,
         pipeline_model_parallel_size=2,
         expert_model_parallel_size=8,
         expert_tensor_parallel_size=2,

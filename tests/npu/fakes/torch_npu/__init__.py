@@ -11,7 +11,7 @@ import torch
 if os.environ.get("FAKE_TORCH_NPU") == "no_cann":
     raise ImportError("libhccl.so: cannot open shared object file: No such file or directory")
 
-from torch_npu import collectives, device, ipc, ops
+from torch_npu import collectives, device, ipc, ops, pinned
 from torch_npu.attention import RECORDS, npu_fusion_attention
 
 __all__ = ["RECORDS", "npu_fusion_attention", "ops"]
@@ -20,3 +20,4 @@ npu = torch.npu = sys.modules["torch.npu"] = device
 torch.Tensor.npu = lambda self, *args, **kwargs: self  # the chip this package stands for is the CPU
 collectives.register()
 ipc.rebind()
+pinned.allow()

@@ -9,6 +9,7 @@ import torch
 import torch_npu
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
+from npu_contract import require
 from torch import Tensor
 
 
@@ -23,6 +24,8 @@ class TEDotProductAttention(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        rule = "rank r of MindSpeed's context parallelism holds the r-th part of all packed tokens, not of each"
+        require(config.context_parallel_size == 1, rule)
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
