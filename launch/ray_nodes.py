@@ -85,11 +85,14 @@ def start_machines(launch: Launch) -> list[Any]:
     ray.get(group.ready())
     taken = {"num_gpus": launch.processes} if resource == "GPU" else {"resources": {resource: launch.processes}}
     devices: dict[str, Any] = {"num_cpus": launch.processes} if resource == "CPU" else {"num_cpus": 1, **taken}
-    threads = launch.environment(os.environ)["OMP_NUM_THREADS"]  # else Ray sets as many as the actor has CPUs
+    variables = {
+        "OMP_NUM_THREADS": launch.environment(os.environ)["OMP_NUM_THREADS"],  # else Ray says: the actor's CPUs
+        "RAY_worker_niceness": "0",  # else 15, and the ranks inherit it
+    }
     actor: Any = ray.remote(Machine)
     return [
         actor.options(
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
+            runtime_env={"env_vars": variables},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             **devices,
         ).remote()
