@@ -117,11 +117,12 @@ def cluster() -> Iterator[Cluster]:
     """Of two machines with a core each, at the loopback address, with a job server."""
     options = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
+    head = {**options, **dashboard, "no_monitor": True}  # which would start and stop machines
     with pytest.MonkeyPatch.context() as patch:  # else Ray replaces the address by one of the machine's
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
         patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else whether it asks for a token depends on who used Ray before
-        made = Cluster(initialize_head=True, head_node_args=options | dashboard)
+        made = Cluster(initialize_head=True, head_node_args=head)
         try:
             made.add_node(**options)
             yield made
