@@ -6,15 +6,16 @@ Needs ray, and this repository with its environment in the same folder of every 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -23,13 +24,12 @@ from launch.nodes import Launch, launch_of, parser
 ROOT = Path(__file__).resolve().parents[1]
 RESOURCES = {"cpu": "CPU", "cuda": "GPU", "npu": "NPU"}  # as Ray calls the devices of a platform
 REFUSED = 2
+LAST_LINES = 10  # of stderr: the error of a rank, and which rank it was
+PATIENCE_S = 10.0  # until a job that waits for devices says so
 
 
 class Machine:
     """Runs one node's launcher; what that prints goes to the job's log."""
-
-    def __init__(self) -> None:
-        self._launcher: subprocess.Popen[bytes] | None = None
 
     def meeting_point(self) -> tuple[str, int]:
         """Its address in the cluster, and a port that is free there."""
@@ -38,15 +38,16 @@ class Machine:
             probe.bind((address, 0))
             return address, probe.getsockname()[1]
 
-    def run(self, arguments: Sequence[str]) -> int:
-        command = [sys.executable, "-m", "launch.torchrun", *arguments]
-        self._launcher = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-        return self._launcher.wait()
-
-    def end(self) -> None:
-        if self._launcher is not None and self._launcher.poll() is None:
-            os.killpg(self._launcher.pid, signal.SIGTERM)
-            self._launcher.wait()
+    def run(self, arguments: Sequence[str]) -> tuple[int, str]:
+        """The launcher's exit code, and the end of what it said on stderr. It ends with this process."""
+        command = [sys.executable, "-m", "launch.bound", "-m", "launch.torchrun", *arguments]
+        launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace")
+        assert launcher.stderr is not None
+        last: deque[str] = deque(maxlen=LAST_LINES)
+        for line in launcher.stderr:
+            sys.stderr.write(line)
+            last.append(line)
+        return launcher.wait(), "".join(last)
 
 
 def require_machines(launch: Launch) -> None:
@@ -78,13 +79,20 @@ def start_machines(launch: Launch) -> list[Any]:
         {resource: launch.processes, "CPU": 1} if resource != "CPU" else {"CPU": launch.processes}
     )
     group = placement_group([bundle] * launch.site.nodes, strategy="STRICT_SPREAD")
+    if not group.wait(PATIENCE_S):
+        print(f"launch: waits for {launch.site.nodes} machines with {launch.processes} {resource} free each",
+              file=sys.stderr, flush=True)  # fmt: skip
     ray.get(group.ready())
     taken = {"num_gpus": launch.processes} if resource == "GPU" else {"resources": {resource: launch.processes}}
     devices: dict[str, Any] = {"num_cpus": launch.processes} if resource == "CPU" else {"num_cpus": 1, **taken}
+    variables = {
+        "OMP_NUM_THREADS": launch.environment(os.environ)["OMP_NUM_THREADS"],  # else Ray says: the actor's CPUs
+        "RAY_worker_niceness": "0",  # else 15, and the ranks inherit it
+    }
     actor: Any = ray.remote(Machine)
     return [
         actor.options(
-            max_concurrency=2,
+            runtime_env={"env_vars": variables},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             **devices,
         ).remote()
@@ -93,7 +101,7 @@ def start_machines(launch: Launch) -> list[Any]:
 
 
 def run_on(machines: Sequence[Any], launch: Launch) -> int:
-    """The first launcher that fails ends the others; its exit code, or 0."""
+    """The exit code of the first launcher that fails, or 0. The others end with this program, as their actors do."""
     address, port = ray.get(machines[0].meeting_point.remote())
     runs = {
         machine.run.remote(node_arguments(launch, address, port, rank)): rank for rank, machine in enumerate(machines)
@@ -101,9 +109,13 @@ def run_on(machines: Sequence[Any], launch: Launch) -> int:
     pending = list(runs)
     while pending:
         (done,), pending = ray.wait(pending)
-        if code := ray.get(done):
-            print(f"launch: node {runs[done]} failed first, with exit code {code}", file=sys.stderr, flush=True)
-            ray.get([machine.end.remote() for machine in machines])
+        try:
+            code, last = ray.get(done)
+        except RayActorError as lost:
+            code, last = 1, f"error: its machine or its actor was lost: {lost}\n"
+        if code:  # again what it said: the log may not have arrived, and Ray's summary of the job is its last lines
+            print(f"launch: node {runs[done]} failed first, with exit code {code}; it ended with\n{last}",
+                  file=sys.stderr, flush=True)  # fmt: skip
             return code
     return 0
 

@@ -35,7 +35,7 @@ def agent_arguments(launch: Launch) -> list[str]:
             f"--master-addr={launch.master_addr}",
             f"--master-port={launch.master_port}",
         ]
-    return [*meeting, f"--nproc-per-node={launch.processes}", *launch.program]
+    return [*meeting, f"--nproc-per-node={launch.processes}", "-m", "launch.bound", *launch.program]
 
 
 def command(launch: Launch) -> list[str]:

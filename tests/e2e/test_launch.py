@@ -9,13 +9,16 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dapo_mcore.config import RayConfig
 from dapo_mcore.rollout import ray_cluster
@@ -23,7 +26,6 @@ from tests.e2e.torchrun import LIMIT_S, OPTIONS, environment, errors, rows
 from tools.tiny.model import random_model, save_folder, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
-DASHBOARD = os.environ.get("RAY_DASHBOARD", "")  # of a cluster with two cores: http://127.0.0.1:8265
 TWICE = ("trainer.total_training_steps=2", "trainer.test_freq=0", "trainer.save_freq=0")
 
 
@@ -49,11 +51,14 @@ def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def on_two_nodes(processes: tuple[int, int], *program: object) -> list[subprocess.CompletedProcess[str]]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = ("--nodes=2", "--master-addr=127.0.0.1", f"--master-port={port}", "--interface=lo")
+        return probe.getsockname()[1]
+
+
+def on_two_nodes(processes: tuple[int, int], *program: object) -> list[subprocess.CompletedProcess[str]]:
+    meeting = ("--nodes=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}", "--interface=lo")
     nodes = [start("torchrun.sh", *meeting, f"--node-rank={rank}", processes[rank], *program) for rank in (0, 1)]
     return [end(node) for node in nodes]
 
@@ -86,14 +91,38 @@ def test_a_killed_rank_is_named_after_it_has_ended_the_others(tmp_path):
     assert len(errors(done)) == 1
 
 
+def running(folder: Path) -> list[psutil.Process]:
+    """Launchers and ranks of the program that was started with this folder."""
+    return [process for process in psutil.process_iter(["cmdline"]) if str(folder) in (process.info["cmdline"] or [])]
+
+
+def wait_for_ranks(folder: Path, launcher: subprocess.Popen[str]) -> None:
+    for rank in ("0", "1"):
+        while not (folder / rank).exists():
+            assert launcher.poll() is None, "the program ended before its ranks were there"
+            time.sleep(0.05)
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+    launcher = start("torchrun.sh", 2, "-m", "tests.e2e.rank_program", "waits", tmp_path)
+    wait_for_ranks(tmp_path, launcher)
+    family = running(tmp_path)
+    launcher.kill()
+    end(launcher)
+    assert psutil.wait_procs(family, timeout=LIMIT_S)[1] == []
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Of two machines with a core each, at the loopback address."""
+    """Of two machines with a core each, at the loopback address, with a job server."""
     options = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
+    head = {**options, **dashboard, "no_monitor": True}  # which would start and stop machines
     with pytest.MonkeyPatch.context() as patch:  # else Ray replaces the address by one of the machine's
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
         patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
-        made = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else whether it asks for a token depends on who used Ray before
+        made = Cluster(initialize_head=True, head_node_args=head)
         try:
             made.add_node(**options)
             yield made
@@ -101,29 +130,48 @@ def cluster() -> Iterator[Cluster]:
             made.shutdown()
 
 
-def ray_nodes(cluster: Cluster, *arguments: object) -> subprocess.CompletedProcess[str]:
-    variables = {**environment(), "RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    command = [sys.executable, "-m", "launch.ray_nodes", "--platform=cpu", "--interface=lo", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=LIMIT_S)
+def submit(cluster: Cluster, *program: object) -> subprocess.Popen[str]:
+    """A rank on each of the two machines."""
+    address = f"--address=http://{cluster.webui_url}"
+    return start("ray_job.sh", address, "--platform=cpu", "--nodes=2", "--interface=lo", 1, *program)
 
 
-def test_a_job_in_a_ray_cluster_runs_one_launcher_per_machine(cluster, tmp_path):
-    done = ray_nodes(cluster, "--nodes=2", 1, "-m", "tests.e2e.rank_program", "ends", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"0": "2 lo", "1": "2 lo"}
-
-
-def test_a_cluster_that_is_too_small_is_refused_by_name(cluster, tmp_path):
-    done = ray_nodes(cluster, "--nodes=2", 3, "-m", "tests.e2e.rank_program", "ends", tmp_path)
-    assert done.returncode == 2
-    assert "--nodes=2: needs as many machines with 3 CPU each, the cluster has 1 on 127.0.0.1, 1 on" in done.stderr
-
-
-@pytest.mark.skipif(not DASHBOARD, reason="RAY_DASHBOARD names none: ray[default] is not in the locked environment")
-def test_a_job_submitted_to_a_cluster_trains(model, tmp_path):
-    done = end(start("ray_job.sh", f"--address={DASHBOARD}", "--platform=cpu", 2, *training(model, tmp_path)))
+def test_a_job_submitted_to_a_cluster_trains_over_its_machines(cluster, model, tmp_path):
+    done = end(submit(cluster, *training(model, tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(rows(tmp_path)) == [0, 1, 2]
+
+
+def test_a_job_whose_rank_is_killed_fails_with_the_first_cause_and_ends_the_other(cluster, tmp_path):
+    folder = tmp_path / "of 'two', [or more]"
+    folder.mkdir()
+    done = end(submit(cluster, "-m", "tests.e2e.rank_program", "is_killed", folder))
+    assert done.returncode == 1, done.stdout + done.stderr
+    *_, last = done.stdout.strip().splitlines()
+    assert re.match(r"error: rank 1 on .* was ended by SIGKILL, before any other failed", last)
+    assert psutil.wait_procs(running(folder), timeout=LIMIT_S)[1] == []
+
+
+def test_a_job_that_is_stopped_leaves_nothing_behind(cluster, tmp_path):
+    client = submit(cluster, "-m", "tests.e2e.rank_program", "waits", tmp_path)
+    wait_for_ranks(tmp_path, client)
+    family = running(tmp_path)
+    server = JobSubmissionClient(f"http://{cluster.webui_url}")
+    (job,) = [job.submission_id for job in server.list_jobs() if str(tmp_path) in job.entrypoint]
+    assert job is not None
+    server.stop_job(job)
+    end(client)
+    assert psutil.wait_procs(family, timeout=LIMIT_S)[1] == []
+    assert server.get_job_status(job) is JobStatus.STOPPED
+
+
+def test_a_cluster_that_is_too_small_is_refused_by_name(cluster):
+    variables = {**environment(), "RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    options = ["--platform=cpu", "--interface=lo", "--nodes=2", "3", "-m", "tests.e2e.rank_program"]
+    command = [sys.executable, "-m", "launch.ray_nodes", *options]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 2
+    assert "--nodes=2: needs as many machines with 3 CPU each, the cluster has 1 on 127.0.0.1, 1 on" in done.stderr
 
 
 def test_an_engine_in_an_actor_gets_the_environment_of_engines(cluster, monkeypatch):

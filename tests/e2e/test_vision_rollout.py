@@ -1,4 +1,4 @@
-"""Prompts with pictures in a live vLLM engine, against transformers, before and after its weights are replaced."""
+"""Prompts with pictures in live vLLM engines, against transformers, before and after their weights are replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from dapo_mcore.config import RayConfig
 from dapo_mcore.rollout.engine import Request, Sampling, generate
+from dapo_mcore.rollout.ray_engine import EngineArguments
+from dapo_mcore.rollout.ray_pool import RayPool
 from dapo_mcore.rollout.vllm_engine import VllmEngine
 from dapo_mcore.types import FinishReason, Response
 from tests.e2e.tiny_policies import model_config, rollout_config, weights_in
@@ -65,6 +68,17 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
         engine.close()
 
 
+@pytest.fixture(scope="module")
+def pool(policies: Policies) -> Iterator[RayPool]:
+    """Two engines in Ray actors, which were started with the second of the policies."""
+    folder = policies.folders[1]
+    model, vision = model_config(folder), image_tokens(folder)
+    arguments = EngineArguments(model, rollout_config(), tokenizer(), *LENGTHS.values(), False, vision)
+    pool = RayPool(RayConfig(num_engines=2, object_store_mb=80, max_replacements=0), arguments)
+    yield pool
+    pool.close()
+
+
 def unversioned(responses: list[Response]) -> list[Response]:
     return [replace(response, version=0) for response in responses]
 
@@ -98,6 +112,18 @@ def test_nothing_of_an_old_tower_is_used_after_a_push(policies: Policies) -> Non
     assert policies.engine.abort([request.key for request in policies.requests])
     policies.push(0)
     assert unversioned(policies.generate()) == unversioned(policies.fresh)
+
+
+def test_engines_in_ray_actors_see_what_one_in_this_process_does_after_every_push(
+    policies: Policies, pool: RayPool
+) -> None:
+    assert {len(request.prompt.images) for request in policies.requests} == {0, 1, 2}
+    pool.load(weights_in(policies.folders[0]), 1)
+    first = generate(pool, policies.requests, SAMPLING)
+    assert unversioned(first) == unversioned(policies.fresh)
+    assert gap(policies.models[1], policies.requests, first) > WRONG
+    pool.load(weights_in(policies.folders[1]), 2)
+    assert gap(policies.models[1], policies.requests, generate(pool, policies.requests, SAMPLING)) <= TOLERANCE
 
 
 def test_prompts_of_which_the_engine_would_make_other_tokens_are_refused_by_name(policies: Policies) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -30,18 +35,64 @@ echo
 
 def test_a_ray_job_starts_the_entry_point_in_the_repository_with_every_argument_as_it_is():
     launch = Launch(Site("npu", nodes=2, interface="eth7"), 16, 0, "", 29500, TRAIN)
-    client, _, entry = " ".join(command(launch, "http://h:1")).partition(" -- ")
-    assert client.endswith("job submit --address=http://h:1")
+    client, _, entry = " ".join(command(launch, "http://h:1", {})).partition(" -- ")
+    assert "job submit --address=http://h:1 " in client
     assert entry.startswith(f"bash -c cd {ROOT} && exec ")
-    started = shlex.split(command(launch, "http://h:1")[-1])
+    started = shlex.split(command(launch, "http://h:1", {})[-1])
     assert started[5:] == ["-m", "launch.ray_nodes", "--nodes=2", "--platform=npu", "--interface=eth7", "16", *TRAIN]
 
 
-def test_a_ray_job_without_a_cluster_is_refused_by_its_address():
+def test_a_ray_job_takes_along_what_is_exported_for_the_run_and_nothing_else():
+    launch = Launch(Site("npu"), 16, 0, "", 29500, TRAIN)
+    given = {"HOME": "/root", "PYTHONPATH": "/my/verifiers", "HCCL_CONNECT_TIMEOUT": "600", "RAY_AUTH_TOKEN": "secret"}
+    (option,) = [word for word in command(launch, "http://h:1", given) if word.startswith("--runtime-env-json=")]
+    taken = {"PYTHONPATH": "/my/verifiers", "HCCL_CONNECT_TIMEOUT": "600"}
+    assert json.loads(option.partition("=")[2]) == {"env_vars": taken}
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[bytes], str]]:
+    """Address of a server that gives one answer, whatever it is asked."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(answer: bytes) -> str:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def reply() -> None:
+                with server.accept()[0] as client:
+                    client.recv(4096)
+                    client.sendall(answer)
+
+            thread = Thread(target=reply)
+            thread.start()
+            stack.callback(thread.join)
+            return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        yield serve
+
+
+def test_a_ray_job_without_a_cluster_is_refused_by_its_address(answering):
     with pytest.raises(
         ValueError, match=r"^--address=http://127\.0\.0\.1:1: no Ray dashboard answers.*ray start --head"
     ):
-        check_cluster("http://127.0.0.1:1")
+        check_cluster("http://127.0.0.1:1", {})
+    for other in (b"HTTP/1.1 404 Not Found\r\n\r\n", b"\0\0\6\4 not in words"):
+        address = answering(other)
+        with pytest.raises(ValueError, match=f"^--address={address}: what answers is no Ray dashboard; give"):
+            check_cluster(address, {})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://h:10001", "http://", "http://h:port", "http://h:0"])
+def test_an_address_of_something_else_is_refused(address, capsys):
+    assert main([f"--address={address}", "--platform=cpu", "2", *TRAIN]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --address={address}: expected http://HOST:PORT")
+
+
+def test_a_cluster_that_asks_for_a_token_is_refused_until_one_is_sent(answering):
+    unauthorized = b"HTTP/1.1 401 Unauthorized\r\n\r\n"
+    with pytest.raises(ValueError, match=r"asks for a token; export RAY_AUTH_MODE=token.*~/\.ray/auth_token"):
+        check_cluster(answering(unauthorized), {})
+    check_cluster(answering(unauthorized), {"RAY_AUTH_MODE": "token"})
 
 
 def test_a_ray_job_must_know_the_platform_of_the_cluster(capsys):

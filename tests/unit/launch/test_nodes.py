@@ -23,6 +23,7 @@ from launch.torchrun import agent_arguments, command, main
 from launch.variables import PROCESS_GROUP_TIMEOUT_S
 
 TRAIN = ("-m", "dapo_mcore.train", "experiment=quickstart")
+BOUND = ("-m", "launch.bound")  # to the life of the launcher
 PAIR = ("--nodes=2", "--master-addr=10.0.0.1", "--interface=eth7")
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -38,13 +39,13 @@ def at(address: str, port: int, node_rank: int = 0) -> Launch:
 def test_one_machine_meets_at_a_port_of_torchruns_choice():
     assert agent_arguments(launch("2")) == [
         "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
-        "--nproc-per-node=2", *TRAIN]  # fmt: skip
+        "--nproc-per-node=2", *BOUND, *TRAIN]  # fmt: skip
 
 
 def test_two_machines_differ_by_their_rank_alone():
     first = launch(*PAIR, "--node-rank=0", "8")
     assert agent_arguments(first) == ["--nnodes=2", "--node-rank=0", "--master-addr=10.0.0.1", "--master-port=29500",
-                                      "--nproc-per-node=8", *TRAIN]  # fmt: skip
+                                      "--nproc-per-node=8", *BOUND, *TRAIN]  # fmt: skip
     second = agent_arguments(first.on_node(1))
     assert [word for word in second if word not in agent_arguments(first)] == ["--node-rank=1"]
 
