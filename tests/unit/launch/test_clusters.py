@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def test_a_ray_job_without_a_cluster_is_refused_by_its_address():
         ValueError, match=r"^--address=http://127\.0\.0\.1:1: no Ray dashboard answers.*ray start --head"
     ):
         check_cluster("http://127.0.0.1:1")
+
+
+def test_a_cluster_that_listens_at_the_port_of_its_address_is_accepted():
+    with socket.socket() as dashboard:
+        dashboard.bind(("127.0.0.1", 0))
+        dashboard.listen()
+        check_cluster("http://{}:{}".format(*dashboard.getsockname()))
 
 
 def test_a_ray_job_must_know_the_platform_of_the_cluster(capsys):
