@@ -56,7 +56,7 @@ def place(environment: MutableMapping[str, str]) -> tuple[int, int]:
 
 def _refuse_bare_srun(environment: Mapping[str, str]) -> None:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks != "1" and "SLURM_PROCID" in environment:
+    if tasks != "1":
         raise ValueError(
             f"SLURM_STEP_NUM_TASKS={tasks}: srun gives its tasks no ranks, so each would be a run of its own; let it "
             "start one launch/torchrun.sh per node, as launch/slurm.sbatch does"

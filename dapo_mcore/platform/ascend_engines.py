@@ -18,7 +18,7 @@ def refuse_expandable_segments() -> None:
     """
     for name in ALLOCATOR_VARIABLES:
         value = os.environ.get(name, "")
-        if "expandable_segments:true" in value.lower():
+        if "expandable_segments:true" in value.lower().replace(" ", ""):
             refuse(name, value, "engines that sleep cannot live beside expandable segments", f"unset {name}")
 
 

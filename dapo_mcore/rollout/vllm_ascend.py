@@ -20,15 +20,14 @@ EXPERT_WEIGHTS = ("w13_weight", "w2_weight")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How and where a parameter lies in memory. A transposed square has other strides, but not another shape."""
+    """How and where a parameter lies in memory. Of an expert's two matrices at most one is square."""
 
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
     address: int
 
     @staticmethod
     def of(tensor: Tensor) -> Place:
-        return Place(tuple(tensor.shape), tensor.stride(), tensor.data_ptr())
+        return Place(tuple(tensor.shape), tensor.data_ptr())
 
 
 Places = Mapping[str, Place]  # by name of the parameter
@@ -46,7 +45,7 @@ def places_of_experts(model: nn.Module) -> Places:
 def woke_to_be_loaded(model: nn.Module, asleep: Places) -> bool:
     """Whether experts lie otherwise than when the engine fell asleep, wherever that is now."""
     awake = places_of_experts(model)
-    return any((awake[name].shape, awake[name].strides) != (was.shape, was.strides) for name, was in asleep.items())
+    return any(awake[name].shape != was.shape for name, was in asleep.items())
 
 
 def load_in_place(

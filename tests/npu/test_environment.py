@@ -12,7 +12,7 @@ import pytest
 
 from dapo_mcore.platform import platform
 from launch.environment import ROLLOUT, checked_environment, environment, explain, exports
-from launch.sites import Role, Site, count_devices, find_platform, option
+from launch.sites import Role, Site, count_devices, find_platform, option, site_of
 from launch.variables import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +59,11 @@ def test_no_process_that_samples_has_expandable_segments_or_a_queue_that_breaks_
 
 def test_engines_that_need_nothing_else_are_told_nothing():
     assert ROLLOUT not in checked_environment(Site("cpu", engines_apart=True), {})
+
+
+def test_a_trainer_stays_on_the_loopback_interface_unless_its_engines_may_be_elsewhere():
+    assert checked_environment(Site("cpu"), {})["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in checked_environment(Site("cpu", engines_apart=True), {})
 
 
 def test_what_the_user_exported_stays():
@@ -135,6 +140,7 @@ RIGHT = {
         APART, {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True"}),
     "expandable segments that are off": (COLOCATED, {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:False"}),
     "a task queue of 2 without graphs": (Site("npu", graphs=False), {"TASK_QUEUE_ENABLE": "2"}),
+    "HCCL connecting for the shortest time it takes": (COLOCATED, {"HCCL_CONNECT_TIMEOUT": "120"}),
     "neighbouring port ranges": (COLOCATED, {"HCCL_HOST_SOCKET_PORT_RANGE": "60900-60999"}),
     "two nodes on one machine": (TWO_NODES, {**NICS, "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}),
     "Ascend's variables on another platform": (Site("cuda"), {"TASK_QUEUE_ENABLE": "2", "HCCL_EXEC_TIMEOUT": "9999"}),
@@ -208,9 +214,21 @@ def test_the_site_is_read_from_options_and_from_the_experiment_they_name(tmp_pat
     assert option(["experiment=other"], "rollout.backend") == ""
 
 
+def test_of_options_given_twice_the_last_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.sites.EXPERIMENTS", tmp_path)
+    (tmp_path / "mine.yaml").write_text("rollout: {backend: ray}\n")
+    assert option(["rollout.backend=ray", "rollout.backend=colocated"], "rollout.backend") == "colocated"
+    assert option(["experiment=mine", "experiment=other"], "rollout.backend") == ""
+
+
+@pytest.mark.parametrize(("value", "graphs"), [("true", False), ("True", False), ("false", True)])
+def test_engines_capture_graphs_unless_they_are_eager(value, graphs):
+    assert site_of("npu", 1, "", [f"rollout.enforce_eager={value}"]).graphs is graphs
+
+
 def test_a_platform_that_is_named_is_taken():
     assert find_platform({"DAPO_PLATFORM": "npu"}) == "npu"
-    assert find_platform({}) == platform().name
+    assert find_platform({}) == find_platform({"DAPO_PLATFORM": "tpu"}) == platform().name
 
 
 def test_devices_are_counted_by_their_files_or_by_what_is_visible(tmp_path):
@@ -218,5 +236,6 @@ def test_devices_are_counted_by_their_files_or_by_what_is_visible(tmp_path):
         (tmp_path / name).touch()
     assert count_devices("npu", {}, tmp_path) == 2
     assert count_devices("npu", {"ASCEND_RT_VISIBLE_DEVICES": "1"}, tmp_path) == 1
+    assert count_devices("npu", {"ASCEND_RT_VISIBLE_DEVICES": "0, 1,"}, tmp_path) == 2
     assert count_devices("cuda", {}, tmp_path) == 1
     assert count_devices("cpu", {}, tmp_path) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from dapo_mcore.launched import from_msrun, is_scheduler, is_spokesman, place
-from launch.msrun import STALE, command, worker_environment
+from launch.msrun import STALE, check_machine, command, worker_environment
 from launch.nodes import Launch, launch_of, parser
 from launch.sites import Site
 from tests.e2e.torchrun import LIMIT_S, OPTIONS, rows
@@ -205,6 +206,44 @@ def test_the_launcher_refuses_places_of_another_launch(name):
     launch = Launch(Site("cpu"), 1, 0, "127.0.0.1", 29500, PROGRAM)
     with pytest.raises(ValueError, match=rf"^{name}=3: .*unset it"):
         worker_environment(launch, {name: "3"})
+
+
+def test_workers_run_under_the_interpreter_of_the_launcher():
+    """msrun calls it `python`."""
+    values = worker_environment(Launch(Site("cpu"), 1, 0, "127.0.0.1", 29500, PROGRAM), {"PATH": "/bin"})
+    assert values["PATH"] == f"{Path(sys.executable).parent}:/bin"
+
+
+def test_both_ports_of_a_launch_must_be_free():
+    port = free_port()
+    for taken in (port, port + 1):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", taken))
+            with pytest.raises(ValueError, match=rf"--master-port={taken}: is taken"):
+                check_machine(Launch(Site("cpu"), 1, 0, "127.0.0.1", port, PROGRAM))
+
+
+def watched(script: str) -> subprocess.Popen[str]:
+    """Our launcher around a program in the place of msrun."""
+    stands_for_msrun = [sys.executable, "-c", f"import signal, sys\n{script}"]
+    program = f"import os, sys; from launch.msrun import run_msrun; sys.exit(run_msrun({stands_for_msrun}, os.environ))"
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_several_workers_that_ended_the_first_is_named():
+    told = "[ERROR] Worker process {} exit with exception. Error code: {}."
+    _, error = watched(f"sys.exit('{told.format(11, -9)}\\n{told.format(12, -15)}')").communicate()
+    assert "error: worker process 11 was ended by SIGKILL" in error
+    assert "worker process 12 was" not in error
+
+
+def test_a_request_to_end_reaches_msrun_as_the_one_it_knows_and_is_no_success():
+    waits = "signal.pthread_sigmask(signal.SIG_BLOCK, [2]); sys.stderr.write('there\\n'); signal.sigwait([2])"
+    with watched(waits) as launcher:
+        assert launcher.stderr is not None
+        assert launcher.stderr.readline() == "there\n"
+        launcher.send_signal(signal.SIGTERM)
+    assert launcher.returncode == 128 + signal.SIGTERM
 
 
 def test_a_launch_over_two_nodes_is_the_same_on_both_but_for_the_node_rank():

@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
 from dapo_mcore.config import ModelConfig, RolloutConfig
 from dapo_mcore.platform import ascend_engines, platform
-from dapo_mcore.rollout import vllm_engine, vllm_env, vllm_runtime, vllm_start
+from dapo_mcore.rollout import vllm_ascend, vllm_engine, vllm_env, vllm_runtime, vllm_start
 from dapo_mcore.rollout.vllm_engine import VllmEngine
 from tests.npu.fakes.ascend_engine import CPU, AscendEngine, Release, Weights
 from tests.npu.fakes.ascend_model import Violation, expected_logprobs, random_weights
@@ -109,6 +109,19 @@ def test_a_push_that_broke_off_can_be_repeated(release: Release, monkeypatch: py
     assert_policy(engine, new)
 
 
+def test_experts_that_moved_while_they_were_loaded_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = started(Release.v0_23, random_weights(0, *OBLONG), monkeypatch)
+
+    def process_elsewhere(model: Any, *arguments: Any) -> None:
+        process_weights_after_loading(model, *arguments)
+        model.mlp.experts.w2_weight.data = model.mlp.experts.w2_weight.data.clone()
+
+    monkeypatch.setattr(vllm_ascend, "process_weights_after_loading", process_elsewhere)
+    engine.sleep()
+    with pytest.raises(RuntimeError, match=r"did not bring mlp\.experts\.w2_weight back"):
+        engine.load(random_weights(1, *OBLONG).items(), 1)
+
+
 def test_the_update_calls_of_vllm_ascend_do_to_an_engine_that_never_slept_what_ours_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,10 +137,13 @@ def test_weights_are_written_to_by_the_loader_of_vllm_alone() -> None:
     assert runtime.obstacle == "vllm-ascend holds experts transposed, in a layout of its own"
 
 
+@pytest.mark.parametrize("value", ["page_size:1g,expandable_segments:True", "expandable_segments: True"])
 @pytest.mark.parametrize("name", ascend_engines.ALLOCATOR_VARIABLES)
-def test_expandable_segments_are_refused_before_the_engine_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "page_size:1g,expandable_segments:True")
-    with pytest.raises(ValueError, match=rf"^{name}=page_size:1g,expandable_segments:True: .*; unset {name}$"):
+def test_expandable_segments_are_refused_before_the_engine_starts(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"^{name}={value}: .*; unset {name}$"):
         started(Release.v0_23, random_weights(0, *OBLONG), monkeypatch)
 
 

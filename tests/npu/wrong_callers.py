@@ -11,7 +11,9 @@ import importlib
 import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -94,6 +96,27 @@ def mindspeed_of_another_layout() -> None:
     adapt()
 
 
+def mindspeed_that_leaves_torch_alone() -> None:
+    """The files are there, and importing them does not make torch.cuda answer for the NPU."""
+    import mindspeed
+
+    from dapo_mcore.platform.mindspeed import FEATURES
+
+    with tempfile.TemporaryDirectory() as folder:
+        for feature in FEATURES:
+            Path(folder, feature).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, feature).write_text("def repatch(switches): pass")
+        mindspeed.__path__[:] = [folder]
+        adapt()
+
+
+def mindspeed_that_replaces_nothing() -> None:
+    from mindspeed import transformer_engine
+
+    transformer_engine.replace_layers = lambda: None
+    adapt()
+
+
 EARLY: dict[str, Caller] = {
     "adaptor with arguments": adaptor_with_arguments,
     "adaptor without torch_npu": adaptor_without_torch_npu,
@@ -102,12 +125,15 @@ EARLY: dict[str, Caller] = {
     "adaptor after vllm": adaptor_after("vllm"),
     "ours after megatron": ours_after("megatron.core"),
     "ours after vllm": ours_after("vllm"),
+    "ours after transformers": ours_after("transformers"),
     "no CANN": without_cann,
     "torch for CUDA": with_torch_for_cuda,
     "more processes than devices": more_processes_than_devices,
     "unknown platform": platform_that_does_not_exist,
     "no MindSpeed": without_mindspeed,
     "unknown MindSpeed": mindspeed_of_another_layout,
+    "MindSpeed that leaves torch alone": mindspeed_that_leaves_torch_alone,
+    "MindSpeed that replaces nothing": mindspeed_that_replaces_nothing,
 }
 
 
@@ -154,6 +180,13 @@ def configure(**options: Any) -> None:
     from dapo_mcore.platform import platform
 
     platform().configure_megatron(MegatronConfig(**options))
+
+
+def without_transformer_engine() -> None:
+    from megatron.core.extensions import transformer_engine
+
+    transformer_engine.HAVE_TE = False
+    configure()
 
 
 def configure_after_groups() -> None:
@@ -241,6 +274,7 @@ LATE: dict[str, Caller] = {
     "configured after the groups": configure_after_groups,
     "configured anew": configure_anew,
     "layers left alone": layers_left_alone,
+    "Transformer Engine not found": without_transformer_engine,
     "vision tower of causal type": attend("no_mask", "causal"),
     "padding type of packed text": attend("padding_causal", "causal"),
     "zigzag sequences for MindSpeed": attend("causal", "causal", ranks=2),

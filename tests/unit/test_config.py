@@ -21,7 +21,8 @@ VISION = {
 }
 OTHER_VISION = {"model_type": "llava", "text_config": DENSE, "vision_config": {}}
 IN_CHUNKS = VISION | {"text_config": DECODER | {"rope_parameters": {"mrope_section": [24, 20, 20]}}}
-MODELS = {"moe": MOE, "dense": DENSE, "vision": VISION, "llava": OTHER_VISION, "in chunks": IN_CHUNKS}
+SAID_NO = VISION | {"text_config": DECODER | {"rope_parameters": {"mrope_interleaved": False}}}
+MODELS = {"moe": MOE, "dense": DENSE, "vision": VISION, "llava": OTHER_VISION, "in chunks": IN_CHUNKS, "no": SAID_NO}
 
 
 @pytest.fixture
@@ -45,6 +46,13 @@ def test_the_quickstart_composes_and_passes_the_check(models):
 
 def test_the_option_check_reads_the_decoder_of_a_vision_language_model(models):
     check(load(models, "actor.moe.router_replay=true", model="vision"), world_size=2)
+
+
+def test_the_option_check_reads_rope_scaling_as_published_models_have_it(models):
+    rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
+    published = VISION | {"text_config": MOE | {"rope_scaling": rope}}
+    (models / "vision" / "config.json").write_text(json.dumps(published))
+    check(load(models, model="vision"), world_size=2)
 
 
 def test_virtual_stages_that_split_the_layers_with_visual_features_are_refused(models):
@@ -124,6 +132,7 @@ CONTRADICTIONS = [
     ("data.train_batch_size=0", 2, "moe", "data.train_batch_size=0.*above 0"),
     ("rollout.n=2", 2, "llava", "model.path=.*llava sees images.*qwen3_vl and qwen3_vl_moe"),
     ("rollout.n=2", 2, "in chunks", "model.path=.*does not say mrope_interleaved.*put .*true"),
+    ("rollout.n=2", 2, "no", "model.path=.*does not say mrope_interleaved.*put .*true"),
     ("actor.megatron.pipeline_model_parallel_size=2", 4, "vision", "pipeline.*size=2: leaves 2 layers.*the first 3"),
     ("actor.megatron.expert_model_parallel_size=3", 3, "vision", "expert_model_parallel_size=3.*8 experts"),
     ("data.max_response_length=300", 2, "vision", "max_position_embeddings 256"),

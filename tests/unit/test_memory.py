@@ -121,6 +121,9 @@ def test_a_push_stages_no_more_than_an_engine_holds():
     large, tiny = of_the_target(), footprint(config, hf, 1)
     assert gb(large, "push", "bucket of a push") * 1e9 == 256 << 20
     assert gb(tiny, "push", "bucket of a push") == 2 * gb(tiny, "push", "engine's weights")
+    seeing = footprint(config, tiny_vl("qwen3_vl").config, 1)
+    both = gb(seeing, "push", "engine's weights", "engine's vision tower")
+    assert gb(seeing, "push", "bucket of a push") == pytest.approx(2 * both)
 
 
 def test_a_micro_batch_grows_to_the_longest_sequence():
@@ -135,6 +138,61 @@ def test_the_first_of_four_stages_has_four_micro_batches_under_way():
     hf = read_model("Qwen3-30B-A3B")
     staged, whole = (footprint(recipe(*overrides), hf, 8) for overrides in (options, ()))
     assert gb(staged, "train", "activations") == gb(whole, "train", "activations")
+
+
+TEXT_MODEL = "Qwen3-30B-A3B"
+MEGATRON = "actor.megatron."
+SHARED = [f"{MEGATRON}{x}" for x in ("tensor_model_parallel_size=2", "sequence_parallel=true",
+                                     "expert_model_parallel_size=4")]  # fmt: skip
+STAGES = [f"{MEGATRON}{x}" for x in ("pipeline_model_parallel_size=2", "expert_model_parallel_size=4")]
+IN_LAYER = (
+    4 * 2048 + (3 * 32 + 4 * 4) * 128 + 8 * (2 * 2048 + 3 * 768)
+)  # norms, attention, 8 experts: numbers per token
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        ((f"{MEGATRON}recompute=none",), IN_LAYER),
+        ((f"{MEGATRON}recompute=none", *SHARED), IN_LAYER / 2),
+        # An expert's input and output are whole on both ranks, and of the rest each has a half.
+        ((f"{MEGATRON}recompute=none", f"{MEGATRON}expert_tensor_parallel_size=2", *SHARED), 53_248),
+        ((f"{MEGATRON}recompute=full", *SHARED), 2048 / 2),
+    ],
+)
+def test_what_a_layer_keeps_is_shared_by_tensor_parallel_ranks(options, numbers):
+    one, other = (read_model(TEXT_MODEL) for _ in range(2))
+    other.num_hidden_layers = 96
+    config = recipe(*options)
+    fewer, more = (gb(footprint(config, hf, 8), "train", "activations") * 1e9 for hf in (one, other))
+    assert (more - fewer) / config.actor.ppo_max_token_len_per_gpu == pytest.approx(2 * 48 * numbers)
+
+
+def test_context_parallel_ranks_share_the_longest_sequence():
+    options = ("actor.ppo_max_token_len_per_gpu=1024", f"{MEGATRON}context_parallel_size=2")
+    whole, shared = (footprint(recipe(*options[:n]), read_model(TEXT_MODEL), 8) for n in (1, 2))
+    assert gb(whole, "train", "activations") == pytest.approx(2 * gb(shared, "train", "activations"))
+
+
+def test_the_first_of_two_interleaved_stages_has_five_of_four_chunks_under_way():
+    """Of two chunks with 12 layers each: 2 x (2 - 1) + (2 - 1) x 2 to warm up and one more, 1F1B."""
+    config = recipe(*STAGES, f"{MEGATRON}virtual_pipeline_model_parallel_size=2")
+    found = footprint(config, read_model(TEXT_MODEL), 8)
+    tokens = config.actor.ppo_max_token_len_per_gpu
+    assert gb(found, "train", "activations") * 1e9 == pytest.approx(2 * tokens * (5 * 12 * 2048 + IN_LAYER))
+
+
+def test_the_last_stage_is_the_fullest_where_logits_weigh_more_than_what_is_under_way():
+    short = ("actor.ppo_max_token_len_per_gpu=128", "data.max_prompt_length=64", "data.max_response_length=64")
+    found = footprint(recipe(*STAGES, *short), read_model(TEXT_MODEL), 8)
+    assert gb(found, "train", "logits") * 1e9 == pytest.approx(4 * 128 * 151_936)
+    assert gb(found, "train", "activations") * 1e9 == pytest.approx(2 * 128 * (24 * 2048 + IN_LAYER))
+    halves = footprint(recipe(*SHARED, *short), read_model(TEXT_MODEL), 8)
+    assert gb(halves, "train", "logits") == gb(found, "train", "logits")  # half of the columns, and a second buffer
+
+
+def test_heads_that_more_ranks_share_than_there_are_lie_on_each_of_them():
+    assert of_the_target("rollout.tensor_model_parallel_size=8").kv_tokens == of_the_target().kv_tokens
 
 
 # family, dtype, rank, ranks, layout; what Megatron allocates on that rank is compared

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from dapo_mcore.roll_call import Presence, call_the_roll, presence, refuse_strangers
+from dapo_mcore import roll_call
+from dapo_mcore.roll_call import Presence, call_the_roll, packages, presence, refuse_strangers
 from dapo_mcore.train import load_config
 
 FACTS = {"torch": "2.13.0", "dapo_mcore": "ab", "options": "cd", "processes on its node": "8"}
@@ -50,6 +51,21 @@ def test_a_rank_knows_its_packages_its_code_and_its_options(config, monkeypatch)
     assert presence(load_config(["experiment=quickstart"])) == mine
     other = presence(replace(config, trainer=replace(config.trainer, seed=1)))
     assert [name for name in mine.facts if mine.facts[name] != other.facts[name]] == ["options"]
+
+
+def test_a_file_in_a_folder_of_the_package_is_part_of_its_code(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(roll_call, "__file__", str(tmp_path / "roll_call.py"))
+    (tmp_path / "actor").mkdir()
+    seen = set()
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "actor" / "actor.py").write_text(text)
+        seen.add(presence(config).facts["dapo_mcore"])
+    assert len(seen) == 2
+
+
+def test_what_only_the_checks_need_may_differ_and_mindspeed_may_not():
+    assert "mindspeed" in packages()
+    assert not {"pytest", "ruff", "hypothesis"} & set(packages())
 
 
 def test_a_single_process_is_like_itself(config):

@@ -21,6 +21,7 @@ from dapo_mcore.config import (
     ModelConfig,
     OldLogprobs,
     OptimConfig,
+    Recompute,
     RefConfig,
     TowerTraining,
     VisionConfig,
@@ -117,6 +118,19 @@ def test_a_trained_tower_sees_each_distinct_image_of_a_micro_batch_once(model: M
         policy.update(batch)
     assert len(shares) == 2
     assert seen == [1, 1]
+
+
+@pytest.mark.parametrize(("recompute", "passes"), [(Recompute.none, 1), (Recompute.full, 2)])
+def test_full_recomputation_runs_each_block_of_a_trained_tower_once_more(
+    model: ModelConfig, recompute: Recompute, passes: int
+) -> None:
+    megatron = replace(options(TowerTraining.all).megatron, recompute=recompute)
+    policy = build_actor(model, replace(options(TowerTraining.all), megatron=megatron), total_steps=1)
+    called: list[int] = []
+    for number, block in enumerate(tower(policy).blocks):
+        block.attn.register_forward_pre_hook(lambda *_, number=number: called.append(number))
+    policy.update(mixed_batch().select([1]))
+    assert sorted(called) == sorted([*range(len(tower(policy).blocks))] * passes)
 
 
 @pytest.mark.parametrize("trained", [TowerTraining.mergers, TowerTraining.all])

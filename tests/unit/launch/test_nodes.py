@@ -19,7 +19,7 @@ from launch.first_cause import first_cause
 from launch.nodes import Launch, launch_of, parser
 from launch.preflight import check_devices, check_disk, check_meeting_point, wait_for_meeting_point
 from launch.sites import Site
-from launch.torchrun import agent_arguments, command, main
+from launch.torchrun import agent_arguments, check_machine, command, main
 from launch.variables import PROCESS_GROUP_TIMEOUT_S
 
 TRAIN = ("-m", "dapo_mcore.train", "experiment=quickstart")
@@ -57,7 +57,9 @@ REFUSED = [
     (("--nodes=2", "8"), r"^--nodes=2: where do they meet\? pass --master-addr"),
     (("--nodes=2", "--master-addr=h", "8"), r"^--nodes=2: which of them.*pass --node-rank, 0 on the host of h"),
     (("--nodes=2", "--master-addr=h", "--node-rank=2", "8"), r"^--node-rank=2: 2 nodes count from 0 to 1"),
+    (("--nodes=2", "--master-addr=h", "--node-rank=-1", "8"), r"^--node-rank=-1: 2 nodes count from 0 to 1"),
     (("--master-port=80", "8"), r"^--master-port=80: expected a port from 1024"),
+    (("--master-port=65535", "8"), r"^--master-port=65535: expected a port from 1024 to 65534"),  # msrun takes two
 ]
 
 
@@ -70,6 +72,13 @@ def test_options_that_cannot_be_are_refused(options, says):
 def test_a_program_is_a_module():
     with pytest.raises(ValueError, match=r"^train\.py: expected -m MODULE"):
         launch_of(parser("torchrun").parse_args(["2", "train.py"]))
+
+
+def test_the_port_of_the_launch_counts_and_not_one_that_was_exported():
+    reserved, free = {"MASTER_PORT": "60010"}, {"MASTER_PORT": "29500"}
+    Launch(Site("npu"), 8, 0, "127.0.0.1", 29500, TRAIN).environment(reserved)
+    with pytest.raises(ValueError, match=r"^MASTER_PORT=60010: overlaps"):
+        Launch(Site("npu"), 8, 0, "127.0.0.1", 60010, TRAIN).environment(free)
 
 
 def test_a_missing_interface_is_one_error_before_anything_starts(capsys, monkeypatch):
@@ -104,6 +113,7 @@ def test_there_are_as_many_processes_as_devices(monkeypatch):
     with pytest.raises(ValueError, match=r"^PROCESSES=8: this machine has 4 visible npu devices.*use that many"):
         check_devices(run)
     check_devices(Launch(Site("npu"), 4, 0, "127.0.0.1", 29500, TRAIN))
+    check_devices(Launch(Site("cpu"), 8, 0, "127.0.0.1", 29500, TRAIN))
 
 
 def test_a_full_disk_is_named(monkeypatch):
@@ -128,6 +138,28 @@ def test_the_master_port_must_be_free_and_the_master_address_must_be_here():
         wait_for_meeting_point(at("127.0.0.1", port, node_rank=1), wait_s=0.0)
 
 
+def test_a_port_that_was_left_a_moment_ago_is_free():
+    """The kernel keeps it for a minute when the side that listened, as torch's store does, was the first to close."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            listening.accept()[0].close()
+            assert other.recv(1) == b""
+    check_meeting_point(at("127.0.0.1", port), port)
+
+
+def test_node_0_looks_at_its_port_and_the_others_wait_for_it():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        for node_rank, says in ((0, "is taken on this machine"), (1, "does not answer after 0 s")):
+            with pytest.raises(ValueError, match=rf"--master-port={port}: {says}"):
+                check_machine(at("127.0.0.1", port, node_rank), wait_s=0.0)
+
+
 def test_a_host_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"^--master-addr=nowhere\.invalid: no such host"):
         wait_for_meeting_point(at("nowhere.invalid", 29500, node_rank=1), wait_s=0.0)
@@ -135,6 +167,7 @@ def test_a_host_that_does_not_exist_is_named():
 
 def test_who_was_ended_by_a_signal_could_not_tell_and_who_failed_has():
     assert first_cause("rank 3", -9, "above").startswith("error: rank 3 was ended by SIGKILL")
+    assert first_cause("rank 3", -15, "above").startswith("error: rank 3 was ended by SIGTERM")
     assert first_cause("rank 3", 1, "above") == "launch: rank 3 failed first, with exit code 1; its error is above"
 
 

@@ -22,16 +22,17 @@ def encoded(width, height, colour, kind="PNG"):
 
 def group(uid, images, *responses):
     samples = tuple(
-        Sample(Response((1, 2), (-0.5, -0.25), text, FinishReason.STOP, 0), Verdict(accuracy, accuracy))
+        Sample(Response((1, 2), (-0.5, -0.25), text, FinishReason.STOP, 0), Verdict(accuracy, 2 * accuracy - 1))
         for text, accuracy in responses
     )
-    return Group(Prompt(uid, uid, (7,), f"question {uid} <tag>", "4", images=images), samples)
+    return Group(Prompt(uid, 9, (7,), f"question {uid} <tag>", "4 <tag>", images=images), samples)
 
 
-RED, WIDE = encoded(40, 30, "red"), encoded(3 * LONGEST_SIDE, LONGEST_SIDE, "blue", "JPEG")
+RED, GREEN = (encoded(40, 30, colour) for colour in ("red", "green"))
+WIDE = encoded(3 * LONGEST_SIDE, LONGEST_SIDE, "blue", "JPEG")
 SEEN = (
     group(0, (RED,), ("a < 4", 0.0), ("4", 1.0)),
-    group(1, (WIDE, RED), ("4 & done", 1.0)),
+    group(1, (WIDE, RED, GREEN), ("4 & done", 1.0)),
     group(2, (), ("7", 0.0)),
 )
 
@@ -42,9 +43,17 @@ def written(tmp_path):
     return tmp_path / "rollouts"
 
 
-def test_every_picture_is_one_file_however_many_prompts_and_responses_show_it(written):
+def test_every_picture_is_one_file_written_once_however_many_prompts_and_responses_show_it(written):
+    for file in (written / "pictures").iterdir():
+        file.write_text("there")
     write_rollouts(written, "val_000010", SEEN, keep=4)
-    assert len(list((written / "pictures").iterdir())) == 2
+    assert [file.read_text() for file in (written / "pictures").iterdir()] == ["there"] * 3
+
+
+def test_what_is_kept_is_spread_over_the_prompts_and_says_how_likely_it_was(tmp_path):
+    write_rollouts(tmp_path, "val_000005", SEEN, keep=3)
+    rows = [json.loads(line) for line in (tmp_path / "val_000005.jsonl").read_text().splitlines()]
+    assert [(row["uid"], row["logprob"]) for row in rows] == [(0, -0.75), (1, -0.75), (2, -0.75)]
 
 
 def test_rows_name_the_files_of_their_pictures_in_the_prompts_order(written):
@@ -52,7 +61,7 @@ def test_rows_name_the_files_of_their_pictures_in_the_prompts_order(written):
     shown = {row["uid"]: row.get("pictures") for row in rows}
     assert shown[2] is None  # a prompt without pictures
     red, wide = (np.asarray(Image.open(written / path)) for path in (shown[0][0], shown[1][0]))
-    assert shown[1][1] == shown[0][0]
+    assert shown[1][1] == shown[0][0] != shown[1][2]
     assert red.shape == (30, 40, 3)
     assert (red == (255, 0, 0)).all()
     assert wide.shape == (171, 512, 3)  # a third as high as wide, as the picture
@@ -63,11 +72,17 @@ def test_the_page_shows_a_prompts_pictures_in_one_section_with_its_responses(wri
     assert not (written / "val_000005.md").exists()
     page = (written / "val_000005.html").read_text()
     sections = [part.partition("</section>")[0] for part in page.split("<section>")[1:]]
-    assert [len(re.findall("<img ", section)) for section in sections] == [1, 2, 0]
+    assert [len(re.findall("<img ", section)) for section in sections] == [1, 3, 0]
     for path in re.findall('<img src="([^"]+)"', page):
         assert (written / path).is_file()
     responses = [re.findall("<pre class=(.*?)>(.*?)</pre>", section) for section in sections]
     assert responses == [[("wrong", "a &lt; 4"), ("right", "4")], [("right", "4 &amp; done")], [("wrong", "7")]]
+    assert re.findall(r", accuracy (\d), (\d+) tokens, stop\n", page) == [
+        ("0", "2"),
+        ("1", "2"),
+        ("1", "2"),
+        ("0", "2"),
+    ]
     assert "question 0 <tag>" in unescape(sections[0])
     assert "<tag>" not in page
 

@@ -3,6 +3,7 @@ from tokenizers.processors import TemplateProcessing
 
 from dapo_mcore.config import DataConfig, SourceConfig, Truncation
 from dapo_mcore.prompts.dataset import build_prompts, fingerprint
+from dapo_mcore.prompts.encode import with_instruction
 
 NAME = "data.train"
 RAW = {"apply_chat_template": False}
@@ -45,6 +46,19 @@ def test_a_tokenizer_that_ends_every_text_is_refused(questions, make_tokenizer):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=end)
     with pytest.raises(ValueError, match="add_eos_token"):
         build_prompts(questions("ab"), DataConfig(**RAW), tokenizer, NAME)
+
+
+def test_a_tokenizer_whose_beginning_and_end_are_one_token_may_begin_with_it(questions, make_tokenizer):
+    tokenizer = make_tokenizer(bos_token="</s>")
+    both = [("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=both)
+    assert build_prompts(questions("ab"), DataConfig(**RAW), tokenizer, NAME).prompts[0].text == "</s>ab"
+
+
+def test_an_instruction_leaves_the_messages_of_the_row_as_they_are():
+    messages = [{"role": "user", "content": "1+1?"}]
+    assert with_instruction(messages, "Box it.") == [{"role": "user", "content": "1+1? Box it."}]
+    assert messages == [{"role": "user", "content": "1+1?"}]
 
 
 @pytest.mark.parametrize(

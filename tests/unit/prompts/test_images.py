@@ -124,7 +124,7 @@ FAULTS = [
     ({"images": [{"bytes": base64_of(b"no picture")}]}, "a picture that cannot be read: not one of PNG, JPEG"),
     ({"images": [{"bytes": base64_of(GOOD[:-30])}]}, "a picture that breaks off or is damaged"),
     ({"images": [{"bytes": base64_of(JPEG[: len(JPEG) * 9 // 10])}]}, "a picture that breaks off or is damaged"),
-    ({"images": [{"bytes": "+!"}]}, "neither bytes nor base64"),
+    ({"images": [{"bytes": "a!bcd"}]}, "neither bytes nor base64"),
     ({"images": [{"bytes": base64_of(GOOD)}] * 2}, "1 times <image> in the prompt, but 2 pictures in data.image_key"),
     ({"images": []}, "1 times <image> in the prompt, but 0 pictures"),
     ({"images": ["gone.png"]}, "picture 'gone.png' cannot be read (No such file or directory); paths are relative"),
@@ -140,7 +140,11 @@ FAULTS = [
 
 @pytest.mark.parametrize(("changes", "fault"), FAULTS)
 def test_a_row_with_a_picture_that_cannot_be_used_is_refused_by_file_and_number(jsonl, changes, fault):
-    good = {"prompt": "<image>?", "answer": "1", "images": [{"bytes": base64_of(GOOD)}]}
+    good = {
+        "prompt": "<image>?",
+        "answer": "1",
+        "images": [{"bytes": base64_of(drawn((100, 100)))}],
+    }  # as many as may be
     file = jsonl(good, {"prompt": "<image>?", "answer": "1", **changes}, good)
     with pytest.raises(ValueError, match="1 of 3 rows cannot be used") as error:
         read(file)

@@ -210,3 +210,4 @@ def test_a_model_folder_that_cannot_count_pictures_is_refused(model, vl_tokenize
 def test_a_limit_below_the_processors_smallest_picture_is_refused(model, vl_tokenizer):
     with pytest.raises(ValueError, match=r"data.max_pixels=1000: below the 4096 pixels.*raise it"):
         load_image_tokens(str(model), vl_tokenizer, 1_000)
+    assert tokens_of(model, vl_tokenizer, MIN_PIXELS).max_pixels == MIN_PIXELS

@@ -34,7 +34,12 @@ def test_an_engine_gets_one_placeholder_per_picture_and_the_sampled_tokens_as_th
 def test_the_engines_tokens_are_compared_with_the_expanded_prompt_and_what_was_sampled():
     request = Request(PROMPT, 0, seed=1, partial=PARTIAL)
     refuse_other_tokens(request, [5, IMAGE, IMAGE, 6, 7, IMAGE])
-    for tokens, first in (([5, IMAGE, IMAGE, IMAGE, 6, 7, IMAGE], 3), ([5, IMAGE, IMAGE, 6, 7], 5)):
+    others = (
+        ([5, IMAGE, IMAGE, IMAGE, 6, 7, IMAGE], 3),
+        ([5, IMAGE, IMAGE, 6, 7], 5),
+        ([5, IMAGE, IMAGE, 6, 8, IMAGE], 4),
+    )
+    for tokens, first in others:
         with pytest.raises(
             ValueError, match=f"reads {len(tokens)} tokens and .* on 6, which differ from token {first} "
         ):

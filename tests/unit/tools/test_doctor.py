@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.doctor import main, report
+from tools.doctor import guess, main, report
 from tools.inspection.machine import Machine, release
 from tools.inspection.matrix import MINDSPEED_FILES, Line, examine
 
@@ -117,6 +117,16 @@ def test_cann_is_found_at_its_usual_place_when_its_variables_are_missing(tmp_pat
     assert set(wrong(machine(tmp_path, NPU, ASCEND_TOOLKIT_HOME=""))) == {"CANN's variables"}
 
 
+def test_of_two_cann_toolkits_the_one_counts_whose_variables_are_set(tmp_path):
+    other = tmp_path / "other" / "ascend_toolkit_install.info"
+    put(other, "version=9.1.0\n")
+    assert wrong(machine(tmp_path, NPU, cann="8.5.0", ASCEND_TOOLKIT_HOME=str(other.parent))) == {}
+
+
+def test_a_build_number_makes_no_other_cann(tmp_path):
+    assert wrong(machine(tmp_path, NPU, cann="9.1.0.1.220")) == {}
+
+
 @pytest.mark.parametrize("gone", MINDSPEED_FILES)
 def test_mindspeed_is_known_by_its_files_and_not_by_its_version(tmp_path, gone):
     """Later branches say 0.12.1 of themselves, as core_r0.16.0 does."""
@@ -174,6 +184,12 @@ def test_several_nodes_need_an_interface_that_exists(tmp_path):
     assert set(wrong(machine(tmp_path / "unnamed", NPU, nodes=2))) == set(named)
 
 
+@pytest.mark.parametrize("value", ["l", "=lo", "none0,lo", "^docker0"])
+def test_interfaces_may_be_named_by_their_beginnings_in_lists_and_by_what_they_are_not(tmp_path, value):
+    names = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+    assert wrong(machine(tmp_path, NPU, nodes=2, **dict.fromkeys(names, value))) == {}
+
+
 def test_the_first_of_two_copies_is_the_one_that_counts(tmp_path):
     over, under = (machine(tmp_path / name, {"torch": version}) for name, version in (("a", "1.0"), ("b", "2.0")))
     assert Machine([*over.folders, *under.folders]).versions["torch"] == "1.0"
@@ -204,6 +220,13 @@ def test_the_command_says_what_fits_and_ends_accordingly(tmp_path, capsys):
         "WRONG  other  2  1",
         "       cure: get 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("versions", "cann", "kind"), [({}, "9.1.0", "npu"), (NPU, "", "npu"), (CUDA, "", "cuda"), ({}, "", "cpu")]
+)
+def test_the_kind_of_a_machine_is_found_out(tmp_path, versions, cann, kind):
+    assert guess(machine(tmp_path, versions, cann=cann)) == kind
 
 
 def test_this_machine_fits_and_nothing_is_imported_to_say_so():

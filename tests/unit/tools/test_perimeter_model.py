@@ -21,7 +21,9 @@ from tools.tiny.sighted_warm_start import (
     WarmStart,
     answer_loss,
     demonstrations,
+    descent,
     encoded,
+    learning_rate,
     sight_loss,
     train,
 )
@@ -87,6 +89,11 @@ def test_the_length_of_a_side_is_seen_in_one_visual_token_alone(side):
     after = np.asarray(draw(tuple(8 if other == side else 1 for other in range(3)), Random(0)))
     rows, columns = np.nonzero((before != after).any(-1))
     assert set(zip(rows // CELL, columns // CELL, strict=True)) == {divmod(LABEL_TOKENS[side], 3)}
+
+
+def test_drawings_of_one_problem_differ_in_more_than_their_ink():
+    shapes = {(np.asarray(draw(MOST, Random(seed))) < 255).any(-1).tobytes() for seed in range(4)}
+    assert len(shapes) == 4
 
 
 def test_a_run_asks_what_the_warm_start_was_asked(prompts, processor):
@@ -160,7 +167,23 @@ def test_demonstrations_are_all_worked_first_and_mostly_bare_at_the_end():
     assert 0.2 < share(80) < 0.4  # standard deviation 0.023
 
 
-def test_a_policy_follows_from_its_seed(folder, tmp_path):
+def test_the_learning_rate_rises_then_falls_to_its_least():
+    recipe = replace(WarmStart(), lr=1e-3, min_lr=1e-4, lr_warmup_steps=10)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[0] == 1e-4
+    assert max(rates) == rates[9] == pytest.approx(1e-3 - 9 * 9e-6)
+    assert rates[50] == pytest.approx(5.5e-4)
+    assert rates[99] == pytest.approx(1e-4, rel=0.1)
+
+
+def test_every_step_has_the_gradient_of_its_own_loss_cut_to_its_limit():
+    layer, slopes = torch.nn.Linear(1, 1, bias=False), (100.0, -0.5)
+    losses = descent(layer, lambda step: slopes[step] * layer.weight.sum(), replace(WarmStart(), max_norm=1.0), 2)
+    assert [layer.weight.grad.item() for _ in losses] == pytest.approx([1.0, -0.5])
+
+
+def test_a_policy_follows_from_its_seed(folder, tmp_path, capsys):
     make_perimeter_model.make(tmp_path, **MADE)
+    assert capsys.readouterr().out.startswith("warm start 3/3 loss ")  # the tower's step and two answers
     for name in ("model.safetensors", "train.parquet", "val.parquet"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()

@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from reasoning_gym.utils import extract_answer
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from dapo_mcore.weights.names import hf_shapes
 from tools.make_tiny_model import is_finished, recipe_of
 from tools.tiny import arithmetic, sight
 from tools.tiny.arithmetic import ProblemSet, bare, training_set, unseen, warm_start_set, worked
@@ -108,6 +110,9 @@ def test_transformers_loads_the_folder_with_the_weights_that_were_saved(tmp_path
     kind, size = (
         (AutoModelForImageTextToText, sight.VOCAB_SIZE) if family in SEEING else (AutoModelForCausalLM, VOCAB_SIZE)
     )
+    # transformers turns experts that lie the wrong way round; the converter and vLLM do not.
+    saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    assert saved == hf_shapes(model.config)
     loaded, report = kind.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.model_type == family

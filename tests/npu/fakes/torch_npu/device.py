@@ -35,11 +35,11 @@ def empty_cache() -> None:
 
 
 def memory_allocated(device: object = None) -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max_memory_allocated() // 2
 
 
 def max_memory_allocated(device: object = None) -> int:
-    return memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def mem_get_info(device: object = None) -> tuple[int, int]:
