@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dapo_mcore import roll_call
+import dapo_mcore
 from dapo_mcore.roll_call import Presence, call_the_roll, packages, presence, refuse_strangers
 from dapo_mcore.train import load_config
 
@@ -54,7 +54,7 @@ def test_a_rank_knows_its_packages_its_code_and_its_options(config, monkeypatch)
 
 
 def test_a_file_in_a_folder_of_the_package_is_part_of_its_code(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(roll_call, "__file__", str(tmp_path / "roll_call.py"))
+    monkeypatch.setattr(dapo_mcore, "__path__", [str(tmp_path)])
     (tmp_path / "actor").mkdir()
     seen = set()
     for text in ("a = 1", "a = 2"):
