@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.quickstart import interrupt
 from launch.sites import PLATFORMS, count_devices, find_platform
 from tools.acceptance.check import Check, Here
 from tools.acceptance.checks import CHECKS
@@ -67,13 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks = [check for check in CHECKS if check.is_asked_for(given.only)]
     if unknown := [name for name in given.only if not any(check.is_asked_for([name]) for check in CHECKS)]:
         parser.error(f"--only {' '.join(unknown)}: no check begins so; --list names them")
+    if devices < 1:
+        parser.error(f"--devices {devices}: expected 1 or more")
     if here.given_model and not (here.given_model / "config.json").is_file():
         parser.error(f"--model {given.model}: has no config.json; give a Hugging Face folder")
     if given.list:
         print(listing(checks, here))
         return 0
     here.out.mkdir(parents=True, exist_ok=True)
-    return int(any(result.verdict.is_bad for result in make_all(checks, here, given.out.resolve())))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)  # so that the check that is being made ends, too
+    try:
+        results = make_all(checks, here, given.out.resolve())
+    except KeyboardInterrupt:
+        print("\ninterrupted; the report holds what was made", file=sys.stderr)
+        return 130
+    return int(any(result.verdict.is_bad for result in results))
 
 
 if __name__ == "__main__":

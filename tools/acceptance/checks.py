@@ -85,7 +85,7 @@ CHECKS = (
     *(certificate(devices, layout, dtype) for devices, layout in LAYOUTS for dtype in ("bf16", "fp32")),
     Check("loss", "time, memory and error of the policy loss, every backend", loss),
     Check("push-equal", "what a pushed engine samples is what a freshly loaded one samples", pushed),
-    Check("push", "speed of a push and the share of its attestation", push),
+    Check("push", "speed of a push and the share of its attestation", push, limit_s=3600),
     Check("turns", "memory that sleep and offload give back, and the time of a turn", turns, ACCELERATORS),
     Check("convert", "conversion of weights beside cp on the same disk", convert),
     *training.CHECKS,

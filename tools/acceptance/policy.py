@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
 from tools.tiny.model import random_model, save_folder, tiny_config
 
 SIZES = {
@@ -16,15 +18,19 @@ SIZES = {
 }  # fmt: skip
 
 
+def config() -> PretrainedConfig:
+    found = tiny_config("qwen3_moe")
+    found.update(SIZES)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.acceptance.policy", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     if (folder / "model.safetensors").is_file():
         return
-    config = tiny_config("qwen3_moe")
-    config.update(SIZES)
-    save_folder(random_model(config, seed=0), folder)
+    save_folder(random_model(config(), seed=0), folder)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                               "num_key_value_heads": 4, "num_hidden_layers": 8, "intermediate_size": 6144,
                               "moe_intermediate_size": 768}),
 }  # fmt: skip
+Sampled = tuple[tuple[int, ...], tuple[float, ...]]  # token ids and log-probabilities of a response
+EXPORTED = "exported"
 LENGTHS: dict[str, Any] = {"max_prompt_length": 64, "max_response_length": 64}
 DEFAULT = ("tiny", "dense-200M", "moe-200M")
 PUSH_MS_PER_GB = 14 / 11.2  # the bars, for accelerators that hold the model twice
@@ -122,17 +124,17 @@ def build_engine(folder: Path) -> Any:
 
 def check(folder: Path) -> dict[str, bool]:
     """Whether two pushes of changed weights changed what the engine samples, and whether it is then, bit for bit, what
-    an engine loaded from the exported weights samples. In a process of its own, as a rank of a world of one.
+    an engine loaded from the exported weights samples. Each engine has a process of its own: one that can sleep bears
+    no other beside it.
     """
-    from dapo_mcore.rollout.engine import Request, Sampling, generate
-    from dapo_mcore.types import Prompt
-    from dapo_mcore.weights import hf_weights, save_hf
+    ((before, pushed),) = spawn(sample_around_pushes, 1, folder, limit_s=LIMIT_S)
+    (loaded,) = spawn(sample_loaded, 1, folder / EXPORTED, limit_s=LIMIT_S)
+    return {"changed": pushed != before, "equal": pushed == loaded}
 
-    def sample(engine: Any) -> list[tuple[Any, Any]]:
-        prompts = (Prompt(uid, uid, tuple(range(1 + uid, 33 + uid)), "", "") for uid in range(8))
-        requests = [Request(prompt, 0, seed=prompt.uid) for prompt in prompts]
-        responses = generate(engine, requests, Sampling(temperature=1.0, max_tokens=32))
-        return [(response.token_ids, response.logprobs) for response in responses]
+
+def sample_around_pushes(folder: Path) -> tuple[list[Sampled], list[Sampled]]:
+    """Before two pushes of changed weights, and after them; the weights are exported. As a rank of a world of one."""
+    from dapo_mcore.weights import hf_weights, save_hf
 
     hf, chunks, engine, push = start(folder)
     before = sample(engine)
@@ -144,8 +146,23 @@ def check(folder: Path) -> dict[str, bool]:
         else:
             engine.write(push, version)
     pushed = sample(engine)
-    save_hf(hf_weights(chunks, hf), hf, folder, folder / "exported")
-    return {"changed": pushed != before, "equal": pushed == sample(build_engine(folder / "exported"))}
+    save_hf(hf_weights(chunks, hf), hf, folder, folder / EXPORTED)
+    return before, pushed
+
+
+def sample_loaded(folder: Path) -> list[Sampled]:
+    """By an engine with the weights of the folder; as a rank of a world of one."""
+    return sample(build_engine(folder))
+
+
+def sample(engine: Any) -> list[Sampled]:
+    from dapo_mcore.rollout.engine import Request, Sampling, generate
+    from dapo_mcore.types import Prompt
+
+    prompts = (Prompt(uid, uid, tuple(range(1 + uid, 33 + uid)), "", "") for uid in range(8))
+    requests = [Request(prompt, 0, seed=prompt.uid) for prompt in prompts]
+    responses = generate(engine, requests, Sampling(temperature=1.0, max_tokens=32))
+    return [(response.token_ids, response.logprobs) for response in responses]
 
 
 def measure(folder: Path, repeat: int) -> dict[str, float]:
@@ -245,10 +262,14 @@ def main(arguments: list[str]) -> None:
     for name in options.model:
         with tempfile.TemporaryDirectory() as folder:
             save_model(name, Path(folder))
-            given = [Path(folder)] if options.check else [Path(folder), options.repeat]
-            (found,) = spawn(check if options.check else measure, 1, *given, limit_s=LIMIT_S)
-        print((told if options.check else report)(name, found), flush=True)
-        stated += equality(name, found) if options.check else figures(name, found, is_accelerator)
+            if options.check:
+                outcome = check(Path(folder))
+                print(told(name, outcome), flush=True)
+                stated += equality(name, outcome)
+            else:
+                (found,) = spawn(measure, 1, Path(folder), options.repeat, limit_s=LIMIT_S)
+                print(report(name, found), flush=True)
+                stated += figures(name, found, is_accelerator)
     if not (options.check or is_accelerator):
         print(UNMEASURED)
     if options.json:
