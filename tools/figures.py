@@ -33,7 +33,8 @@ class Figure:
         return "" if self.bar is None else f"{'>=' if self.at_least else '<='} {self.bar:.3g}{_spaced(self.unit)}"
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}{_spaced(self.unit)}"
+        number = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.4g}"
+        return f"{number}{_spaced(self.unit)}"
 
 
 def _spaced(unit: str) -> str:
