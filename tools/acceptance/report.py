@@ -65,7 +65,7 @@ def markdown(about: Mapping[str, Any], results: Sequence[Result]) -> str:
     bad = sum(result.verdict.is_bad for result in results)
     made = sum(bool(result.commands) for result in results)
     lines = [
-        f"**{about['machine']}**: {about['devices']} ranks on {about['device']} ({about['platform']}).",
+        f"**{about['machine']}**: {about['device']}; {about['platform']}, ranks: {about['devices']}.",
         f"{about['system']}, load average {about['load']} at the start, commit {about['commit'] or 'unknown'}.",
         f"{versions}.",
         f"{made} checks made, {bad} of them failed, {len(results) - made} not here.",
