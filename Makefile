@@ -1,6 +1,7 @@
 # make quickstart     installs into .venv, then trains a small mixture-of-experts policy with DAPO on two CPU processes
 # make quickstart-vl  the same with a policy that sees, on pictures
 # make test           every check that needs no accelerator
+# make acceptance     every check that waits for a device: one table of values and bars
 # make unit           the unit tests alone
 # make install        the environment alone
 # make lint           formatter, linter, type checker
@@ -16,7 +17,7 @@ RUN := .venv/bin/python -m
 NO_DEVICE := -m "not gpu and not npu"
 export OMP_NUM_THREADS := 1
 
-.PHONY: help quickstart quickstart-vl install test unit lint clean dev
+.PHONY: help quickstart quickstart-vl install test acceptance unit lint clean dev
 
 help:
 	@sed -n 's/^# make //p' Makefile
@@ -43,6 +44,10 @@ TWO_FILES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: lint unit
 	$(RUN) pytest $(NO_DEVICE) $(TWO_FILES) tests/e2e tests/distributed
+
+# In the environment that is active, since .venv is for CPUs: make acceptance ARGS="--devices 4 --only run"
+acceptance:
+	@python -m tools.acceptance $(ARGS)
 
 unit: dev
 	$(RUN) pytest $(NO_DEVICE) $(TWO_FILES) tests/unit tests/npu

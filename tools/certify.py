@@ -10,6 +10,7 @@ Ends with exit code 0 when every case is within the tolerance, else 1.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from tools.certificate.cases import TOLERANCE, Case, all_cases, cases_of, write_
 from tools.certificate.layouts import parse
 from tools.certificate.measure import Measured, measure_all
 from tools.certificate.spawn import spawn
+from tools.figures import Figure, as_json
 
 
 def certify_here(cases: Sequence[Case], folder: Path) -> list[Measured]:
@@ -64,12 +66,25 @@ def summary(measured: Sequence[Measured], dtype: Dtype) -> str:
     return f"certificate: {passed} of {len(measured)} within {TOLERANCE[dtype]:.0e}"
 
 
+def figures(measured: Sequence[Measured], dtype: Dtype) -> list[Figure]:
+    """The worst of all cases; NaN where one has it."""
+    errors = {
+        "loss": [m.loss for m in measured],
+        "gradient": [m.gradient.error for m in measured],
+        "metric": [m.metric.error for m in measured],
+    }
+    worst = {name: math.nan if any(map(math.isnan, found)) else max(found) for name, found in errors.items()}
+    bars = [Figure(f"worst relative error of a {name}", value, bar=TOLERANCE[dtype]) for name, value in worst.items()]
+    return [Figure("cases", len(measured)), *bars]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=4, help="most processes of a layout (default 4)")
     parser.add_argument("--quick", action="store_true", help="one model and one option for each layout")
     parser.add_argument("--layout", default="", help="under a launcher: e.g. tp=2,sp=1,pp=2,vpp=2,cp=2,ep=4,etp=1")
     parser.add_argument("--dtype", choices=[d.name for d in Dtype], default="fp32", help="under a launcher")
+    parser.add_argument("--json", action="store_true", help="end with the worst errors as a line of JSON")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     launched, dtype = "RANK" in os.environ, Dtype[given.dtype]
@@ -85,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not launched or dist.get_rank() == 0:
         print(table(measured))
         print(summary(measured, dtype), flush=True)
+        if given.json:
+            print(as_json(figures(measured, dtype)), flush=True)
     return 0 if all(m.is_within for m in measured) else 1
 
 

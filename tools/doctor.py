@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.figures import Figure, as_json
 from tools.inspection.machine import CANN_FOLDERS, Machine
 from tools.inspection.matrix import KINDS, Line, examine
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=1, help="that train together (default 1)")
     parser.add_argument("--packages", action="append", help="look for packages in this folder instead of Python's")
     parser.add_argument("--root", type=Path, default=Path("/"), help="of the file system that holds CANN")
+    parser.add_argument("--json", action="store_true", help="end with the count of wrong lines as JSON")
     given = parser.parse_args(argv)
     machine = Machine(given.packages or sys.path, given.root, nodes=given.nodes)
     kind = given.kind or guess(machine)
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong = sum(bool(line.cure) for line in lines)
     print("\n".join(report(lines)))
     print(f"{kind}: {'fits' if not wrong else f'{wrong} of {len(lines)} lines do not fit'}")
+    if given.json:
+        print(as_json([Figure("lines that do not fit", wrong, bar=0)]))
     return 1 if wrong else 0
 
 

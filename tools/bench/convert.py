@@ -32,6 +32,7 @@ from dapo_mcore.checkpoint.manifest import sync
 from dapo_mcore.weights.conversion import Sizes, hf_to_mcore, mcore_to_hf
 from dapo_mcore.weights.conversion.hf_files import index_of, targets, tensor_files
 from dapo_mcore.weights.names import parameters
+from tools.figures import Figure, as_json
 
 BAR = 0.5  # of the speed of cp
 NOISE_BYTES = 32 << 20
@@ -117,6 +118,15 @@ def report(rows: Sequence[Row], size: int) -> str:
     return "\n".join(lines)
 
 
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """Of the conversions, which come after cp."""
+    floor = statistics.median(rows[0].seconds)
+    return [
+        Figure(row.name, floor / statistics.median(row.seconds), "of cp's speed", BAR, at_least=True)
+        for row in rows[1:]
+    ]
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="Hugging Face folder; default: made of random weights")
@@ -125,6 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder on the disk to be measured")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--json", action="store_true", help="end with the speeds as a line of JSON")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.out) as folder:
@@ -145,3 +156,5 @@ def main(arguments: Sequence[str]) -> None:
     print(report(rows, size))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(f"the bar is {BAR}x of cp; peak resident memory of this process, mapped pages included: {peak:.2f} GB")
+    if given.json:
+        print(as_json(figures(rows)))

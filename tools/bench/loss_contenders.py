@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from dapo_kernels import PolicyLossSpec, fused_linear_policy_loss, fused_policy_loss_from_logits, linear_logprobs
+from dapo_kernels import (
+    PolicyLossSpec,
+    fused_linear_policy_loss,
+    fused_policy_loss_from_logits,
+    linear_logprobs,
+    registry,
+)
 from torch import Tensor
 
 SEQUENCE = 1024  # tokens that share an advantage, as peers want it per sequence
@@ -21,7 +28,7 @@ class Shape:
     hidden_size: int
     vocabulary: int
     dtype: torch.dtype
-    device: str
+    device: torch.device
 
     @property
     def gemm_flops(self) -> int:
@@ -74,10 +81,15 @@ def eager(problem: Problem) -> None:
     clipped_loss(logprobs, problem).backward()
 
 
-def ours(problem: Problem, spec: PolicyLossSpec | None = None, ref_logprobs: Tensor | None = None) -> None:
+def ours(
+    problem: Problem,
+    spec: PolicyLossSpec | None = None,
+    ref_logprobs: Tensor | None = None,
+    backend: str = registry.AUTO,
+) -> None:
     fused_linear_policy_loss(
         problem.hidden, problem.weight, problem.targets, problem.advantages, problem.loss_mask,
-        spec or PolicyLossSpec(), problem.old_logprobs, ref_logprobs, scale=problem.scale,
+        spec or PolicyLossSpec(), problem.old_logprobs, ref_logprobs, scale=problem.scale, backend=backend,
     ).loss.backward()  # fmt: skip
 
 
@@ -170,6 +182,22 @@ def from_logits(problem: Problem) -> Callable[[], None]:
         ).loss.backward()  # fmt: skip
 
     return run
+
+
+def other_backends(shape: Shape) -> tuple[dict[str, Callable[[Problem], None]], list[str]]:
+    """Ours by every backend that can run and is not the one chosen by itself, and why the others cannot."""
+    chosen = registry.select(registry.AUTO, shape.device, shape.dtype)
+    present: dict[str, Callable[[Problem], None]] = {}
+    missing: list[str] = []
+    for backend in registry.ROW_KERNELS:
+        try:
+            registry.select(backend, shape.device, shape.dtype)
+        except ValueError as reason:
+            missing.append(str(reason))
+        else:
+            if backend != chosen:
+                present[f"ours, backend {backend}"] = partial(ours, backend=backend)
+    return present, missing
 
 
 PEERS: dict[str, tuple[str, Callable[[], Callable[[Problem], None]]]] = {

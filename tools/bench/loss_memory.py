@@ -34,8 +34,10 @@ def peak_of(name: str, shape: Shape) -> int:
 
 def main(name: str, tokens: int, hidden_size: int, vocabulary: int) -> None:
     torch.set_num_threads(2)
-    MEASURED[name](make_problem(Shape(64, hidden_size, 512, torch.float32, "cpu")))  # loads code and thread pools
-    problem = make_problem(Shape(tokens, hidden_size, vocabulary, torch.float32, "cpu"))
+    MEASURED[name](
+        make_problem(Shape(64, hidden_size, 512, torch.float32, torch.device("cpu")))
+    )  # loads code and thread pools
+    problem = make_problem(Shape(tokens, hidden_size, vocabulary, torch.float32, torch.device("cpu")))
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_bytes("VmRSS")
     MEASURED[name](problem)

@@ -22,6 +22,17 @@ SHORT = {
 }
 
 
+# Not of the layout, but tried with one: whether kernels are fused, as Megatron's options are called.
+FUSIONS = (
+    "use_fused_rmsnorm",
+    "use_fused_swiglu",
+    "moe_grouped_gemm",
+    "moe_permute_fusion",
+    "apply_rope_fusion",
+)
+SWITCHES = ("sp", *FUSIONS)
+
+
 @dataclass(frozen=True)
 class Layout:
     name: str
@@ -40,20 +51,24 @@ def megatron_config(**sizes: Any) -> MegatronConfig:
 def parse(text: str, world: int) -> Layout:
     """A layout of a command line, e.g. tp=2,sp=1,pp=2,ep=4; what is left of the `world` is data parallel.
 
+    It may name fusions, too: moe_permute_fusion=1.
+
     Raises:
         ValueError: a name or a size is none.
     """
-    sizes: dict[str, Any] = {}
+    names, sizes = (*SHORT, *FUSIONS), dict[str, Any]()
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")
-        if name not in SHORT or not size.isdecimal() or (int(size) < 1 and name != "sp"):
-            raise ValueError(f"--layout {text}: {part!r} is not one of {'=N, '.join(SHORT)}=N; e.g. tp=2,sp=1,pp=2")
-        sizes[name] = bool(int(size)) if name == "sp" else int(size)
+        if name not in names or not size.isdecimal() or (int(size) < 1 and name not in SWITCHES):
+            raise ValueError(f"--layout {text}: {part!r} is not one of {'=N, '.join(names)}=N; e.g. tp=2,sp=1,pp=2")
+        sizes[name] = bool(int(size)) if name in SWITCHES else int(size)
     config = megatron_config(**sizes, use_distributed_optimizer=True)
     dense_fits = config.expert_model_parallel_size == config.expert_tensor_parallel_size == 1
     moe_fits = config.tensor_model_parallel_size == 1 or config.sequence_parallel
-    families = (DENSE, TIED, SEEING_DENSE) if dense_fits else ()
-    return Layout(text or "DP", world, config, (*families, *(OF_EXPERTS if moe_fits else ())), model_sizes(config))
+    families = (*((DENSE, TIED, SEEING_DENSE) if dense_fits else ()), *(OF_EXPERTS if moe_fits else ()))
+    if config.apply_rope_fusion:  # refused for rotary embeddings in several dimensions
+        families = tuple(family for family in families if family not in SEEING)
+    return Layout(text or "DP", world, config, families, model_sizes(config))
 
 
 def model_sizes(config: MegatronConfig) -> dict[str, int]:

@@ -75,15 +75,15 @@ def measure(case: Case, folder: Path) -> Measured:
 
 
 def gradients(actor: Actor) -> dict[str, Tensor]:
-    """Of the last update, float64, whole, by Hugging Face name; 0 where nothing is trained. Collective; the actor is as
-    before."""
+    """Of the last update, float64 on the host, whole, by Hugging Face name; 0 where nothing is trained. Collective; the
+    actor is as before."""
     _gather_reduced_shards(actor)
     parameters = [parameter for chunk in actor.chunks for parameter in chunk.parameters()]
     weights = [parameter.data for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.data = getattr(parameter, "main_grad", torch.zeros_like(parameter, dtype=torch.float32))
-        return {name: gradient.double().clone() for name, gradient in hf_weights(actor.chunks, actor.hf_config)}
+        return {name: gradient.cpu().double().clone() for name, gradient in hf_weights(actor.chunks, actor.hf_config)}
     finally:
         for parameter, weight in zip(parameters, weights, strict=True):
             parameter.data = weight

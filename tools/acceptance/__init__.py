@@ -1,0 +1,1 @@
+"""Measures on a machine what could not be measured where this was written. Itself standard library only."""
