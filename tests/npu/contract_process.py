@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.npu import cross_entropy, wrong_callers
+from tests.npu.certified import certified
 
 # In every field of the layout and of recomputation, what no model here asks for.
 FOREIGN: dict[str, Any] = {
@@ -162,7 +163,8 @@ def main(answer: Path) -> None:
     restored = sys.argv == arguments
     results |= {name: outcome(caller) for name, caller in wrong_callers.LATE.items()}
     checks = {check.__name__: outcome(check) for check in (*cross_entropy.CHECKS, deterministic_mode)}
-    told = {"wrong": results, "checks": checks, "right": right() | {"arguments_restored": restored}}
+    ranks = {layout: certified(layout, "qwen3_moe") for layout in ("TP2+SP", "CP2")}
+    told = {"wrong": results, "checks": checks, "certified": ranks, "right": right() | {"arguments_restored": restored}}
     answer.write_text(json.dumps(told))
 
 

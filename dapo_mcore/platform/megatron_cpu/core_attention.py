@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -20,25 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from dapo_mcore.zigzag import zigzag_positions
-
-Rows = tuple[int, int]  # first row and the row after the last
-
-
-def causal_pieces(bounds: list[int], size: int, rank: int) -> list[tuple[Rows, Rows]]:
-    """(rows of this rank's queries, rows of the whole keys) of each attention problem.
-
-    The last query sees all of the keys, the one before it all but the last, and so on.
-    """
-    if size == 1:
-        return [((a, b), (a, b)) for a, b in pairwise(bounds) if b > a]
-    pieces: list[tuple[Rows, Rows]] = []
-    for start, stop in pairwise(bounds):
-        chunk = (stop - start) // (2 * size)
-        first = start // size
-        for row, which in ((first, rank), (first + chunk, 2 * size - 1 - rank)):
-            pieces.append(((row, row + chunk), (start, start + (which + 1) * chunk)))
-    return [piece for piece in pieces if piece[0][1] > piece[0][0]]
+from dapo_mcore.zigzag import Rows, causal_pieces, zigzag_positions
 
 
 def take_rows(x: Tensor, limits: Sequence[Rows]) -> Sequence[Tensor]:

@@ -19,11 +19,8 @@ from megatron.core.packed_seq_params import PackedSeqParams  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 
-from dapo_mcore.platform.megatron_cpu.core_attention import (  # noqa: E402
-    CausalCoreAttention,
-    causal_pieces,
-)
-from dapo_mcore.zigzag import zigzag_positions  # noqa: E402
+from dapo_mcore.platform.megatron_cpu.core_attention import CausalCoreAttention  # noqa: E402
+from dapo_mcore.zigzag import causal_pieces, zigzag_positions  # noqa: E402
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 
