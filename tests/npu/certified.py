@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,25 @@ from typing import Any
 import torch
 
 
-def certified(name: str, family: str, dtype: str = "fp32", option: str = "DAPO") -> dict[str, Any]:
-    """One update on the layout `name` of the certificate, and what reached npu_fusion_attention on the first rank.
+def certified(names: Sequence[str], family: str, dtype: str = "fp32") -> dict[str, Any]:
+    """One update on each of these layouts of the certificate, one after the other on the same ranks.
+
+    What reached npu_fusion_attention is told by the first rank.
 
     {"cases": [], "error": ...} where a rank ended otherwise.
     """
     from dapo_mcore.config import Dtype
     from tools.certificate.cases import Case, write_models, write_truths
     from tools.certificate.layouts import LAYOUTS
+    from tools.certificate.options import BASE
 
-    (layout,) = [layout for layout in LAYOUTS if layout.name == name]
-    cases = [Case(layout, family, option, Dtype[dtype])]
+    layouts = [layout for name in names for layout in LAYOUTS if layout.name == name]
+    cases = [Case(layout, family, BASE, Dtype[dtype]) for layout in layouts]
+    world = layouts[0].world
     with tempfile.TemporaryDirectory() as folder:
         write_models(cases, Path(folder))
         write_truths(cases, Path(folder))
-        children = [_fork(rank, layout.world, cases, Path(folder)) for rank in range(layout.world)]
+        children = [_fork(rank, world, cases, Path(folder)) for rank in range(world)]
         for child in children:
             os.waitpid(child, 0)
         answers = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.json"))]

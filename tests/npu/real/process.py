@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 
 from tests.npu import wrong_callers
 from tests.npu.certified import certified
-from tests.npu.contract_process import FOREIGN, attributes_of, differing, outcome
+from tests.npu.contract_process import FOREIGN, attributes_of, differing, one_dtype, outcome
 from tests.npu.real import machine
 
 # Ours, and those that torch_npu or MindSpeed itself is to stop.
@@ -25,17 +25,15 @@ LATE = (
     *("configured after the groups", "configured anew", "repatch with a Namespace", "batch-invariant attention"),
     *("pickled config", "replaced config", "another process gets a result with a gradient"),
 )
-# Layout, family and dtype of the certificate's cases.
-CERTIFIED = (
-    ("single", "qwen3", "fp32"),
-    ("single", "qwen3_moe", "bf16"),
-    ("single", "qwen3_vl_moe", "fp32"),
-    ("single, recompute full", "qwen3_moe", "fp32"),
-    ("DP2, overlap", "qwen3_moe", "fp32"),
-    ("PP2", "qwen3_moe", "fp32"),
-    ("TP2xEP2", "qwen3_moe", "fp32"),
-    ("CP2", "qwen3_vl_moe", "fp32"),
-)
+# What the tests call it -> layouts, family and dtype of the certificate's cases.
+CERTIFIED = {
+    "text": (["single"], "qwen3", "fp32"),
+    "bf16": (["single"], "qwen3_moe", "bf16"),
+    "vision": (["single"], "qwen3_vl_moe", "fp32"),
+    "recomputed": (["single, recompute full"], "qwen3_moe", "fp32"),
+    "two ranks": (["DP2, overlap", "PP2", "TP2xEP2"], "qwen3_moe", "fp32"),
+    "context parallel": (["CP2"], "qwen3_vl_moe", "fp32"),
+}
 
 
 def declared() -> dict[str, str]:
@@ -122,8 +120,9 @@ def main(answer: Path) -> None:
         "reduce_tensor": reduce_tensor(),
         "wrong": wrong,
         "no_value_leaks": outcome(no_value_leaks),
+        "one_dtype": outcome(one_dtype),
         "replaced": replaced() | {"arguments_restored": restored},
-        "certified": {" | ".join(case): certified(*case) for case in CERTIFIED},
+        "certified": {name: certified(*case) for name, case in CERTIFIED.items()},
     }
     del kernels
     answer.write_text(json.dumps(told))

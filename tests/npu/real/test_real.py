@@ -102,6 +102,10 @@ def test_mindspeeds_values_stay_out_of_our_configs(told: Any) -> None:
     assert told["no_value_leaks"] == ""
 
 
+def test_a_policy_in_bf16_has_no_parameter_in_float32(told: Any) -> None:
+    assert told["one_dtype"] == ""
+
+
 def test_updates_through_mindspeeds_layers_are_those_of_float64(told: Any) -> None:
     for name, found in told["certified"].items():
         assert found["cases"], (name, found["error"])
@@ -113,6 +117,6 @@ def test_attention_is_packed_and_causal_or_that_of_a_tower(told: Any) -> None:
         name: {(r["layout"], r["has_mask"], r["sparse_mode"]) for r in found["records"]}
         for name, found in told["certified"].items()
     }
-    assert reached["single | qwen3 | fp32"] == {("TND", True, 2)}
-    assert reached["single | qwen3_vl_moe | fp32"] == {("TND", True, 2), ("TND", False, 0)}
-    assert reached["CP2 | qwen3_vl_moe | fp32"] == {("TND", True, 3), ("TND", False, 0)}
+    assert reached["text"] == {("TND", True, 2)}
+    assert reached["vision"] == {("TND", True, 2), ("TND", False, 0)}
+    assert reached["context parallel"] == {("TND", True, 3), ("TND", False, 0)}
