@@ -27,7 +27,7 @@ def zigzag_positions(bounds: Sequence[int], size: int, rank: int) -> Tensor:
     return torch.cat(owned)
 
 
-def causal_pieces(bounds: Sequence[int], size: int, rank: int) -> list[tuple[Rows, Rows]]:
+def causal_pieces(bounds: list[int], size: int, rank: int) -> list[tuple[Rows, Rows]]:
     """(rows of this rank's queries, rows of the whole keys) of each attention problem.
 
     The last query sees all of the keys, the one before it all but the last, and so on.
@@ -60,7 +60,12 @@ class _GatherRows(torch.autograd.Function):
         return local, None
 
 
-def whole_rows(local: Tensor, bounds: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """[t, ...], the rows of this rank -> [T, ...], those of all ranks in the order of the sequences."""
-    positions = torch.cat([zigzag_positions(bounds, group.size(), rank) for rank in range(group.size())])
-    return _GatherRows.apply(local, group)[positions.argsort().to(local.device)]
+def whole_rows(local: Tensor, bounds: Sequence[int], group: dist.ProcessGroup, chosen: Sequence[Rows] = ()) -> Tensor:
+    """[t, ...], the rows of this rank -> [T, ...], those of all ranks in the order of the sequences.
+
+    Or, of these, the `chosen` stretches, one behind the other; they may overlap.
+    """
+    places = torch.cat([zigzag_positions(bounds, group.size(), rank) for rank in range(group.size())]).argsort()
+    if chosen:
+        places = torch.cat([places[start:stop] for start, stop in chosen])
+    return _GatherRows.apply(local, group)[places.to(local.device)]

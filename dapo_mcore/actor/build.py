@@ -171,10 +171,16 @@ def _build_chunk(
     text = language_config(hf)
     make = _text_chunk if text is hf else partial(vision_chunk, vision=vision)
     where = {"ignore_virtual": False, "vp_stage": vp_stage}
+    spec = get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=config.transformer_impl == "transformer_engine",
+        normalization=config.normalization,
+        vp_stage=vp_stage,
+    )
     chunk = make(
         hf,
         config,
-        _layers(config, vp_stage),
+        spec,
         real_vocab_size=text.vocab_size,
         vocab_size=padded,
         max_sequence_length=text.max_position_embeddings,
@@ -184,21 +190,14 @@ def _build_chunk(
         vp_stage=vp_stage,
     )
     _mark_experts(chunk)
+    _cast_norms(chunk, config.params_dtype)
     return chunk.to(platform().device)
 
 
-def _layers(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    spec = get_gpt_decoder_block_spec(
-        config,
-        use_transformer_engine=config.transformer_impl == "transformer_engine",
-        normalization=config.normalization,
-        vp_stage=vp_stage,
-    )
-    make_attention = platform().zigzag_attention
-    if config.context_parallel_size > 1 and make_attention is not None:
-        for layer in spec.layer_specs or []:
-            layer.submodules.self_attention.submodules.core_attention = make_attention()
-    return spec
+def _cast_norms(chunk: PolicyModel, dtype: torch.dtype) -> None:
+    """MindSpeed makes norms in float32 whatever `params_dtype` says, as Megatron's own training casts whole models."""
+    for parameter in chunk.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _text_chunk(

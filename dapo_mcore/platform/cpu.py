@@ -38,7 +38,6 @@ def platform() -> Platform:
         device=torch.device("cpu"),
         collective_backend="gloo",
         has_transformer_engine=False,
-        zigzag_attention=None,
         tower_attention="sdpa",
         pins_host_memory=False,
         actor_resources=lambda _: {},

@@ -42,7 +42,6 @@ def platform() -> Platform:
         device=device,
         collective_backend="cpu:gloo,cuda:nccl",  # small decisions travel as CPU tensors
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
-        zigzag_attention=None,
         tower_attention="sdpa",
         pins_host_memory=True,
         actor_resources=lambda count: {"num_gpus": count},

@@ -33,8 +33,6 @@ class Platform:
     device: torch.device  # of this rank
     collective_backend: str  # for torch.distributed.init_process_group; serves tensors on the device and on the CPU
     has_transformer_engine: bool  # whether Megatron's Transformer Engine layers can be built
-    # Core attention of layers under context parallelism, once megatron.core is imported; None: that of other layers
-    zigzag_attention: Callable[[], type] | None
     tower_attention: str  # transformers' name of the attention of a vision tower: full, image by image
     pins_host_memory: bool  # copies to and from the device need page-locked memory to be fast
     actor_resources: Callable[[int], dict[str, Any]]  # so many devices -> what a Ray actor's options call them

@@ -7,6 +7,7 @@ open.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -14,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from dapo_mcore.config import MegatronConfig
 from dapo_mcore.platform.device import UnusableDeviceError
@@ -27,11 +32,15 @@ FEATURES = (
     "te/pytorch/attention/dot_product_attention/dot_product_attention.py",
     "te/pytorch/module/grouped_linear.py",
     "te/pytorch/module/layernorm_column_parallel_linear.py",
+    "te/pytorch/module/ops/comm_overlap_ops.py",
 )
 BRANCH = "install MindSpeed's branch core_r0.16.0"
 EXTENSIONS = "megatron.core.extensions.transformer_engine"
+SPECS = "megatron.core.extensions.transformer_engine_spec_provider"
 REPLACED = ("TEColumnParallelLinear", "TEGroupedLinear", "TEDotProductAttention")
 
+# Of torch. MindSpeed puts its own in the place.
+_all_reduce = dist.all_reduce
 _repatched_with: list[dict[str, Any]] = []
 
 
@@ -56,6 +65,7 @@ def adapt() -> None:
     if "torch_npu.contrib.transfer_to_npu" not in sys.modules or not callable(getattr(adaptor, "repatch", None)):
         raise UnusableDeviceError(f"MindSpeed at {adaptor.__file__} works in a way unknown here; {BRANCH}")
     _check_replaced()
+    _mend_all_reduce()
 
 
 def configure(megatron: MegatronConfig) -> None:
@@ -64,6 +74,8 @@ def configure(megatron: MegatronConfig) -> None:
     Raises:
         UnusableDeviceError: other options than those of the first call.
     """
+    _forget_groups()
+    _choose_attention(megatron.context_parallel_size)
     wanted = switches(megatron)
     if _repatched_with:
         changed = {name: value for name, value in wanted.items() if _repatched_with[0][name] != value}
@@ -75,6 +87,7 @@ def configure(megatron: MegatronConfig) -> None:
         raise UnusableDeviceError("Megatron's groups exist already; MindSpeed must be configured before they are made")
     importlib.import_module(ADAPTOR).repatch(wanted)
     _check_replaced()
+    _mend_all_reduce()
     _repatched_with.append(wanted)
 
 
@@ -94,11 +107,6 @@ def switches(megatron: MegatronConfig) -> dict[str, Any]:
         rope = {"apply_rope_fusion": True, "use_fused_rotary_pos_emb": True, "position_embedding_type": "rope"}
         return chosen | rope
     return chosen
-
-
-def zigzag_attention() -> type:
-    """In the place of MindSpeed's context parallelism, whose switches stay off."""
-    return importlib.import_module("dapo_mcore.platform.npu_attention").ZigzagAttention
 
 
 @contextmanager
@@ -128,3 +136,41 @@ def _check_replaced() -> None:
     strangers = [name for name in REPLACED if not extensions.__dict__[name].__module__.startswith("mindspeed.")]
     if strangers or not extensions.HAVE_TE:
         raise UnusableDeviceError(f"MindSpeed left {(strangers or ['HAVE_TE'])[0]} of {EXTENSIONS} as it was; {BRANCH}")
+
+
+def _mend_all_reduce() -> None:
+    """MindSpeed sums a float32 copy of a float64 tensor and drops it: every rank keeps its own summand.
+
+    HCCL sums no float64. Every group serves the host too, so gloo does.
+    """
+    of_mindspeed = dist.all_reduce
+
+    @functools.wraps(_all_reduce)
+    def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if tensor.dtype is not torch.float64:
+            return of_mindspeed(tensor, *args, **kwargs)
+        on_host = tensor.cpu()
+        work = _all_reduce(on_host, *args, **kwargs)
+        if work is not None:
+            work.wait()
+        tensor.copy_(on_host)
+        return work
+
+    dist.all_reduce = all_reduce
+
+
+def _forget_groups() -> None:
+    """MindSpeed's linear layers keep the first tensor-parallel group that they meet; the next layout has another."""
+    overlap: Any = importlib.import_module("mindspeed.te.pytorch.module.ops.comm_overlap_ops").COMM_OVERLAP_CONFIG
+    overlap.init_tp_size(None)
+    overlap.init_tp_group(None)
+
+
+def _choose_attention(context_parallel_size: int) -> None:
+    """MindSpeed's, except under context parallelism: its ranks hold other rows of packed sequences than ours."""
+    provider: Any = importlib.import_module(SPECS).TESpecProvider
+    if context_parallel_size == 1:
+        provider.core_attention = lambda self: importlib.import_module(EXTENSIONS).TEDotProductAttention
+        return
+    attention = importlib.import_module("dapo_mcore.platform.ascend_attention")  # imports megatron.core
+    provider.core_attention = lambda self: attention.ZigzagAttention

@@ -52,7 +52,6 @@ def platform() -> Platform:
         device=here.npu().device,
         collective_backend="cpu:gloo,npu:hccl",  # small decisions travel as CPU tensors
         has_transformer_engine=True,  # MindSpeed puts its own layers in the place of Transformer Engine's
-        zigzag_attention=mindspeed.zigzag_attention,
         tower_attention="flash_attention_2",  # npu_fusion_attention over all images at once, without a mask
         pins_host_memory=True,
         actor_resources=lambda count: {"resources": {"NPU": count}},

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.npu import cross_entropy, wrong_callers
+from tests.npu.certified import certified
 
 # In every field of the layout and of recomputation, what no model here asks for.
 FOREIGN: dict[str, Any] = {
@@ -114,6 +115,21 @@ def deterministic_mode() -> None:
     assert (os.environ["HCCL_DETERMINISTIC"], os.environ["CLOSE_MATMUL_K_SHIFT"]) == ("true", "1")
 
 
+def one_dtype() -> None:
+    """Of all parameters of a policy in bf16."""
+    from dapo_mcore.actor import parallel
+    from dapo_mcore.actor.build import build_chunks, transformer_config
+    from dapo_mcore.config import Dtype, MegatronConfig
+    from tools.certificate.reference import tiny_model
+
+    parallel.init_process_group()
+    parallel.init_model_parallel(MegatronConfig(), seed=0)
+    hf = tiny_model("qwen3_moe").config
+    (chunk,) = build_chunks(hf, transformer_config(hf, MegatronConfig(), Dtype.bf16))
+    others = [name for name, parameter in chunk.named_parameters() if parameter.dtype is not torch.bfloat16]
+    assert others == [], others
+
+
 def right() -> dict[str, Any]:
     import torch_npu
 
@@ -161,8 +177,9 @@ def main(answer: Path) -> None:
 
     restored = sys.argv == arguments
     results |= {name: outcome(caller) for name, caller in wrong_callers.LATE.items()}
-    checks = {check.__name__: outcome(check) for check in (*cross_entropy.CHECKS, deterministic_mode)}
-    told = {"wrong": results, "checks": checks, "right": right() | {"arguments_restored": restored}}
+    checks = {check.__name__: outcome(check) for check in (*cross_entropy.CHECKS, deterministic_mode, one_dtype)}
+    ranks = {"two layouts": certified(("DP2", "TP2+SP"), "qwen3_moe"), "CP2": certified(["CP2"], "qwen3_moe")}
+    told = {"wrong": results, "checks": checks, "certified": ranks, "right": right() | {"arguments_restored": restored}}
     answer.write_text(json.dumps(told))
 
 

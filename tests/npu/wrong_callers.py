@@ -197,7 +197,7 @@ def configure_after_groups() -> None:
 def configure_anew() -> None:
     configure()
     configure()  # the same: nothing happens
-    configure(deterministic_mode=True)
+    configure(moe_permute_fusion=True)
 
 
 def layers_left_alone() -> None:
@@ -245,16 +245,16 @@ def labels_of_another_shard() -> None:
     torch.ops.npu.npu_cross_entropy_loss(torch.randn(3, 5), torch.tensor([0, 4, -1]), reduction="none")
 
 
-def hand_over(**attributes: Any) -> Caller:
-    def call() -> None:
-        from torch.multiprocessing import reductions
+def hand_over(tensor: torch.Tensor) -> Any:
+    from torch.multiprocessing import reductions
 
-        tensor = torch.randn(4)
-        for name, value in attributes.items():
-            setattr(tensor, name, value)
-        reductions.reduce_tensor(tensor)
+    return reductions.reduce_tensor(tensor)
 
-    return call
+
+def tensor_in_nz() -> None:
+    tensor: Any = torch.randn(4)
+    tensor.npu_format = 29
+    hand_over(tensor)
 
 
 TRIANGLE = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
@@ -268,7 +268,9 @@ LATE: dict[str, Caller] = {
     "sparse mode 3": repatch_with(sparse_mode=3),
     "allgather dispatcher": repatch_with(moe_token_dispatcher_type="allgather", moe_permute_fusion=True),
     "fused rope without its type": repatch_with(use_fused_rotary_pos_emb=True),
-    "MindSpeed's context parallelism": repatch_with(context_parallel_size=2),
+    "MindSpeed's context parallelism": repatch_with(
+        context_parallel_size=2, context_parallel_algo="kvallgather_cp_algo"
+    ),
     "pickled config": lambda: pickle.dumps(open_config()),
     "replaced config": lambda: dataclasses.replace(open_config(), num_layers=2),
     "configured after the groups": configure_after_groups,
@@ -285,6 +287,6 @@ LATE: dict[str, Caller] = {
     "sequences not packed": fused_attention(input_layout="SBH"),
     "a world of NPUs alone": world_of_npus_alone,
     "labels of another shard": labels_of_another_shard,
-    "another process gets an NZ tensor": hand_over(npu_format=29),
-    "another process gets a parameter": hand_over(requires_grad=True),
+    "another process gets an NZ tensor": tensor_in_nz,
+    "another process gets a result with a gradient": lambda: hand_over(torch.randn(4, requires_grad=True) * 2),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from npu_contract import require
 
-from mindspeed import transformer_config, transformer_engine
+from mindspeed import collectives, transformer_config, transformer_engine
 
 require("torch_npu" in sys.modules and hasattr(sys.modules["torch_npu"], "npu"), "torch_npu is imported first")
 require(sys.argv[1:] == [], f"the command line is empty: {sys.argv[1:]} would be values of every TransformerConfig")
@@ -26,6 +26,7 @@ def change_megatron() -> None:
     transformer_engine.pretend()
     transformer_engine.replace_layers()
     transformer_config.merge_switches()
+    collectives.replace()
 
 
 def repatch(switches: dict[str, Any]) -> None:
@@ -37,6 +38,7 @@ def repatch(switches: dict[str, Any]) -> None:
     require(not transformer_config.MADE, "repatch before the first TransformerConfig")
     check(switches)
     REPATCHED.append(switches)
+    collectives.replace()
     transformer_config.SWITCHES.update(switches)
 
 
@@ -49,7 +51,7 @@ def check(switches: dict[str, Any]) -> None:
     require(get("moe_token_dispatcher_type") == "alltoall", "the dispatcher is alltoall")
     if get("use_fused_rotary_pos_emb"):
         require("position_embedding_type" in switches, "use_fused_rotary_pos_emb asks for position_embedding_type")
-    require(get("context_parallel_size", 1) == 1, "context parallelism stays off: it cuts packed tokens another way")
+    require(get("context_parallel_size", 1) == 1, "its context parallelism takes other rows than ranks hold here")
 
 
 change_megatron()

@@ -11,11 +11,13 @@ import torch
 if os.environ.get("FAKE_TORCH_NPU") == "no_cann":
     raise ImportError("libhccl.so: cannot open shared object file: No such file or directory")
 
+from npu_operators.attention import RECORDS
+
 from torch_npu import collectives, device, ipc, ops, pinned
-from torch_npu.attention import RECORDS, npu_fusion_attention
 
 __all__ = ["RECORDS", "npu_fusion_attention", "ops"]
 
+npu_fusion_attention = torch.ops.npu.npu_fusion_attention
 npu = torch.npu = sys.modules["torch.npu"] = device
 torch.Tensor.npu = lambda self, *args, **kwargs: self  # the chip this package stands for is the CPU
 collectives.register()

@@ -18,7 +18,7 @@ def rebuild_npu_tensor(*arguments: Any) -> torch.Tensor:
 def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
     """(rebuild_npu_tensor, 15 arguments); the seventh is the index of the device."""
     require(getattr(tensor, "npu_format", ND) == ND, "a tensor for another process is in ND format")
-    require(not tensor.requires_grad, "a tensor for another process is detached")
+    require(tensor.is_leaf or not tensor.requires_grad, "a tensor for another process is detached")
     arguments: list[Any] = [None] * 15
     arguments[:4] = [type(tensor), tensor.size(), tensor.stride(), tensor.storage_offset()]
     arguments[6] = torch.npu.current_device()
