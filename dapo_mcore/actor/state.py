@@ -64,20 +64,20 @@ def load_sharded_state(
     parts = optimizer.chained_optimizers
     states = [loaded["optimizer"]] if len(parts) == 1 else [loaded["optimizer"][index] for index in range(len(parts))]
     for part, state in zip(parts, states, strict=True):
-        is_distributed = isinstance(part, DistributedOptimizer)
-        part.load_state_dict(_with_own_parameter_groups(part, state, updates) if is_distributed else state)
+        if isinstance(part, DistributedOptimizer):
+            # Not by load_state_dict alone: MindSpeed's knows no states in this format.
+            part.load_state_dict({"optimizer": _own_parameter_groups(part, updates)})
+            part.load_parameter_state_from_fully_reshardable(state["param_state"])
+        else:
+            part.load_state_dict(state)
 
 
-def _with_own_parameter_groups(optimizer: DistributedOptimizer, state: dict[str, Any], updates: int) -> dict[str, Any]:
+def _own_parameter_groups(optimizer: DistributedOptimizer, updates: int) -> dict[str, Any]:
     """The saved groups may be those of another layout, where experts had an optimizer of their own, or had none."""
     own = optimizer.state_dict()["optimizer"]
     for group in own["param_groups"]:
         group["step"] = updates
-    return {
-        "optimizer": own,
-        "param_state": state["param_state"],
-        "param_state_sharding_type": _SHARDING["distrib_optim_sharding_type"],
-    }
+    return own
 
 
 def _named(chunks: Sequence[PolicyModel]) -> list[tuple[str, PolicyModel]]:

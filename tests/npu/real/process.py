@@ -15,6 +15,7 @@ from tests.npu import wrong_callers
 from tests.npu.certified import certified
 from tests.npu.contract_process import FOREIGN, attributes_of, differing, one_dtype, outcome
 from tests.npu.real import machine
+from tests.npu.resumed import trains_on_as_if_it_had_stayed
 
 # Ours, and those that torch_npu or MindSpeed itself is to stop.
 EARLY = (
@@ -123,6 +124,7 @@ def main(answer: Path) -> None:
         "one_dtype": outcome(one_dtype),
         "replaced": replaced() | {"arguments_restored": restored},
         "certified": {name: certified(*case) for name, case in CERTIFIED.items()},
+        "resumed": outcome(trains_on_as_if_it_had_stayed),
     }
     del kernels
     answer.write_text(json.dumps(told))

@@ -7,7 +7,7 @@ from typing import Any
 
 from npu_contract import require
 
-from mindspeed import collectives, transformer_config, transformer_engine
+from mindspeed import collectives, optimizer, transformer_config, transformer_engine
 
 require("torch_npu" in sys.modules and hasattr(sys.modules["torch_npu"], "npu"), "torch_npu is imported first")
 require(sys.argv[1:] == [], f"the command line is empty: {sys.argv[1:]} would be values of every TransformerConfig")
@@ -27,6 +27,7 @@ def change_megatron() -> None:
     transformer_engine.replace_layers()
     transformer_config.merge_switches()
     collectives.replace()
+    optimizer.replace()
 
 
 def repatch(switches: dict[str, Any]) -> None:
