@@ -37,7 +37,7 @@ CAUSE_SPEAKS_S = 10.0
 # What gloo, NCCL, HCCL and the store say when another rank is gone.
 LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|remote process (has )?exited|connect\w* .*timed? ?out|"
-    r"remote ?error|failed to recv",
+    r"remote ?error|failed to recv|timed out waiting",
     re.IGNORECASE,
 )
 
