@@ -229,7 +229,9 @@ class RolloutConfig:
     kv_cache_mb: int = 4096  # MiB per device; always explicit
     staleness: int = 0  # steps that responses sampled ahead may wait to be trained on; 0: exact DAPO, they are dropped
     max_num_seqs: int = 256  # sequences decoded together per engine
-    max_num_batched_tokens: int = 8192  # read and sampled in one step of an engine; at least one longest sequence
+    max_num_batched_tokens: int = (
+        8192  # read and sampled in one step of an engine; on a CPU at least a longest sequence
+    )
     enforce_eager: bool = False  # True: no graph capture; always so on CPU
     val: ValConfig = field(default_factory=ValConfig)
 

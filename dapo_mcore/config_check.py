@@ -222,6 +222,10 @@ def _check_sampling(rollout: RolloutConfig) -> None:
         refuse("rollout.val.top_p", rollout.val.top_p, "a share of probability", "use a value in (0, 1]")
     if rollout.val.top_k < -1:
         refuse("rollout.val.top_k", rollout.val.top_k, "a number of tokens to draw from", "use -1 for all of them")
+    tokens, sequences = rollout.max_num_batched_tokens, rollout.max_num_seqs
+    if tokens < sequences:
+        reason = f"below rollout.max_num_seqs={sequences}, each of which samples one in a step"
+        refuse("rollout.max_num_batched_tokens", tokens, reason, "raise it, or lower max_num_seqs")
 
 
 def _check_algorithm(config: RunConfig) -> None:
