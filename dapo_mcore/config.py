@@ -108,7 +108,7 @@ class OnExhausted(Enum):
 class ResumeMode(Enum):
     auto = "auto"  # from the newest complete checkpoint in trainer.output_dir, if there is one
     disable = "disable"
-    resume_path = "resume_path"  # from trainer.resume_from_path, which must exist
+    resume_path = "resume_path"  # from trainer.resume_from_path, whenever the command starts; an interrupted run: auto
 
 
 class PushMode(Enum):

@@ -296,6 +296,15 @@ def _check_resume(config: RunConfig) -> None:
     path, mode = config.trainer.resume_from_path, config.trainer.resume_mode
     if mode is ResumeMode.resume_path and not (path and Path(path).is_dir()):
         refuse("trainer.resume_from_path", path, "no such folder", "name a checkpoint folder, or use resume_mode=auto")
+    latest = Path(config.trainer.output_dir) / "checkpoints" / "latest"
+    goes_back = latest.parent.resolve() in Path(path).resolve().parents
+    if mode is ResumeMode.resume_path and latest.is_file() and not goes_back:
+        refuse(
+            "trainer.resume_from_path",
+            path,
+            f"trainer.output_dir has {latest.read_text()} of its own, whose progress would be lost",
+            "go on with trainer.resume_mode=auto and without resume_from_path, or name another output_dir",
+        )
     if mode is not ResumeMode.resume_path and path:
         refuse(
             "trainer.resume_mode",

@@ -199,6 +199,22 @@ def test_stale_responses_are_allowed_where_something_corrects_them(models):
         check(load(models, "rollout.staleness=1", *overrides), world_size=2)
 
 
+def test_a_run_that_was_begun_from_another_is_not_begun_again_over_what_it_has_saved(models):
+    other, own = models / "other" / "checkpoints" / "step_000020", models / "run" / "checkpoints"
+    for folder in (other, own / "step_000010"):
+        folder.mkdir(parents=True)
+
+    def start(checkpoint):
+        options = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}"]
+        check(load(models, f"trainer.output_dir={models / 'run'}", *options), world_size=2)
+
+    start(other)
+    (own / "latest").write_text("step_000030")
+    start(own / "step_000010")
+    with pytest.raises(ValueError, match=r"resume_from_path=.*step_000020: .*has step_000030 of its own.*mode=auto"):
+        start(other)
+
+
 @pytest.mark.parametrize(("overrides", "message"), ALGORITHM)
 def test_options_of_the_algorithm_that_contradict_are_refused_with_the_way_out(models, overrides, message):
     with pytest.raises(ValueError, match=message):
