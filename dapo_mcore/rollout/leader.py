@@ -26,10 +26,19 @@ def is_leader() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def lead(decide: Callable[[], Decision] | None, engine: RolloutEngine | None = None) -> Decision:
+def _whole(decision: Decision) -> Decision:
+    return decision
+
+
+def lead(
+    decide: Callable[[], Decision] | None,
+    engine: RolloutEngine | None = None,
+    share: Callable[[Decision], Decision] = _whole,
+) -> Decision:
     """What `decide` returns on rank 0, on every rank; the other ranks serve `engine` meanwhile. Collective.
 
-    Only rank 0's `decide` is called; the other ranks may have none. It may take as long as it likes.
+    Only rank 0's `decide` is called; the other ranks may have none. It may take as long as it likes. `share` makes
+    what the other ranks get of its result.
 
     Raises:
         StopRun: on every rank, when `decide` raised it.
@@ -55,7 +64,7 @@ def lead(decide: Callable[[], Decision] | None, engine: RolloutEngine | None = N
         _broadcast((None, told), group)
         raise
     _end_service(engine)
-    _broadcast((decision, None), group)
+    _broadcast((share(decision), None), group)
     return decision
 
 

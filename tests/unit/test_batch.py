@@ -18,10 +18,8 @@ from dapo_mcore.config import (
     OverlongBufferConfig,
     RewardConfig,
 )
-from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.prompts import PromptSource
 from dapo_mcore.rollout.collected import Collected
-from dapo_mcore.rollout.validation import Validation
 from dapo_mcore.types import (
     EncodedImage,
     FinishReason,
@@ -123,15 +121,6 @@ def test_what_rank_0_hands_to_the_others_holds_each_picture_once_and_encoded():
     groups = tuple(Group(prompt, (sample((11,), 1.0),) * 8) for prompt in source.peek(0, 2))
     collected = Collected(groups, considered=groups)
     assert len(pickle.dumps(collected)) < 1.1 * len(image.data)
-
-
-def test_what_was_only_sampled_stays_on_rank_0():
-    passing, failing = (Group(Prompt(uid, uid, (1,), "", ""), (sample((11,), 1.0),)) for uid in range(2))
-    collected = Collected((passing,), (passing, failing), {"sampler/x": Ratio(1, 1)}, {"rollout/y": Ratio(2, 1)})
-    received = pickle.loads(pickle.dumps(collected))
-    assert received == replace(collected, considered=())
-    validation = Validation({"val/accuracy": Ratio(1, 2)}, (passing, failing))
-    assert pickle.loads(pickle.dumps(validation)) == replace(validation, groups=())
 
 
 def test_a_batch_of_text_shows_nothing():
