@@ -151,6 +151,7 @@ def _connect(
         export=export,
         log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,
         stopwatch=stopwatch,
+        peak_memory=lambda: platform().memory_stats().peak,
         folder=Path(config.trainer.output_dir),
     )
     run = Run(
