@@ -96,12 +96,7 @@ CONTRADICTIONS = [
     ("rollout.temperature=nan", 2, "moe", "rollout.temperature=nan: is not a number"),
     ("rollout.val.top_k=-7", 2, "moe", "rollout.val.top_k=-7.*-1 for all"),
     ("rollout.max_num_batched_tokens=0", 2, "moe", "max_num_batched_tokens=0.*above 0"),
-    (
-        "rollout.max_num_batched_tokens=200",
-        2,
-        "moe",
-        "max_num_batched_tokens=200: below rollout.max_num_seqs=256.*raise",
-    ),
+    ("rollout.max_num_batched_tokens=9", 2, "moe", "max_num_batched_tokens=9: below.*max_num_seqs=256.*raise it"),
     ("actor.megatron.expert_model_parallel_size=3", 3, "moe", "expert_model_parallel_size=3.*8 experts"),
     ("actor.megatron.expert_model_parallel_size=2", 3, "moe", "expert_model_parallel_size=2.*3 processes"),
     ("actor.megatron.expert_model_parallel_size=2", 2, "dense", "llama has no experts"),
