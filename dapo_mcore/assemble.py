@@ -129,7 +129,7 @@ def _connect(
         return shuffle(replace(batch, temperature=temperature(step)), config.trainer.seed, step)
 
     def validate() -> Validation:
-        return lead(desk and desk.validator(engine).validate, engine)
+        return lead(desk and desk.validator(engine).validate, engine, Validation.without_groups)
 
     def score(batch: TrainBatch, step: int) -> TrainBatch:
         return scored(batch, responses_per_update(step))
@@ -151,6 +151,7 @@ def _connect(
         export=export,
         log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,
         stopwatch=stopwatch,
+        peak_memory=lambda: platform().memory_stats().peak,
         folder=Path(config.trainer.output_dir),
     )
     run = Run(

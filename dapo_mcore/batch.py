@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -126,12 +126,14 @@ def _is_graded(sample: Sample) -> bool:
 
 
 def _visuals(groups: Sequence[Group], pixels_of: PixelsOf | None) -> tuple[tuple[Visual, ...], ...] | None:
-    """[S]: one tuple for all responses to a prompt; equal pictures have their pixels in common."""
+    """[S]: one tuple for all responses to a prompt; equal pictures have their pixels in common, once a rank that
+    computes on them asks.
+    """
     images = dict.fromkeys(image for group in groups for image in group.prompt.images)
     if not images:
         return None
     assert pixels_of is not None
-    pixels = {image: pixels_of(image) for image in images}
+    pixels = {image: cache(partial(pixels_of, image)) for image in images}
     shown = [
         tuple(Visual(pixels[image], span) for image, span in zip(prompt.images, prompt.visual_spans, strict=True))
         for prompt in (group.prompt for group in groups)

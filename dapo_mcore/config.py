@@ -108,7 +108,7 @@ class OnExhausted(Enum):
 class ResumeMode(Enum):
     auto = "auto"  # from the newest complete checkpoint in trainer.output_dir, if there is one
     disable = "disable"
-    resume_path = "resume_path"  # from trainer.resume_from_path, which must exist
+    resume_path = "resume_path"  # from trainer.resume_from_path, whenever the command starts; an interrupted run: auto
 
 
 class PushMode(Enum):
@@ -124,12 +124,6 @@ class Attest(Enum):
 
     checksums = "checksums"  # counts and checksums on both sides, with a direct push; a reload counts names
     full = "full"  # besides: the engine's log-probabilities of a fixed prompt against the policy's
-
-
-class MixedMetric(Enum):
-    """What the group filter compares. Never the shaped reward: see docs/algorithm.md."""
-
-    acc = "acc"  # the verifier's raw accuracy
 
 
 @dataclass(kw_only=True, slots=True)
@@ -229,7 +223,7 @@ class RolloutConfig:
     kv_cache_mb: int = 4096  # MiB per device; always explicit
     staleness: int = 0  # steps that responses sampled ahead may wait to be trained on; 0: exact DAPO, they are dropped
     max_num_seqs: int = 256  # sequences decoded together per engine
-    max_num_batched_tokens: int = 8192  # read and sampled in one step of an engine; at least one longest sequence
+    max_num_batched_tokens: int = 8192  # read and sampled in one step of an engine; on a CPU at least a sequence's
     enforce_eager: bool = False  # True: no graph capture; always so on CPU
     val: ValConfig = field(default_factory=ValConfig)
 
@@ -255,10 +249,9 @@ class RewardConfig:
 
 @dataclass(kw_only=True, slots=True)
 class FilterGroupsConfig:
-    """Dynamic sampling, eq. 11: keep groups whose metric is not all equal."""
+    """Dynamic sampling, eq. 11: keep groups whose raw accuracies are not all equal (verl's metric=acc)."""
 
     enable: bool = True
-    metric: MixedMetric = MixedMetric.acc
     max_num_gen_batches: int = 10  # a step reads so many times data.gen_batch_size prompts at most
     on_exhausted: OnExhausted = OnExhausted.train_partial
     max_dynamic_samples: int = 0  # a group without variance grows by rollout.n up to so many responses; 0: it does not

@@ -222,6 +222,10 @@ def _check_sampling(rollout: RolloutConfig) -> None:
         refuse("rollout.val.top_p", rollout.val.top_p, "a share of probability", "use a value in (0, 1]")
     if rollout.val.top_k < -1:
         refuse("rollout.val.top_k", rollout.val.top_k, "a number of tokens to draw from", "use -1 for all of them")
+    tokens, sequences = rollout.max_num_batched_tokens, rollout.max_num_seqs
+    if tokens < sequences:
+        reason = f"below rollout.max_num_seqs={sequences}, each of which samples one in a step"
+        refuse("rollout.max_num_batched_tokens", tokens, reason, "raise it, or lower max_num_seqs")
 
 
 def _check_algorithm(config: RunConfig) -> None:
@@ -292,6 +296,15 @@ def _check_resume(config: RunConfig) -> None:
     path, mode = config.trainer.resume_from_path, config.trainer.resume_mode
     if mode is ResumeMode.resume_path and not (path and Path(path).is_dir()):
         refuse("trainer.resume_from_path", path, "no such folder", "name a checkpoint folder, or use resume_mode=auto")
+    latest = Path(config.trainer.output_dir) / "checkpoints" / "latest"
+    goes_back = latest.parent.resolve() in Path(path).resolve().parents
+    if mode is ResumeMode.resume_path and latest.is_file() and not goes_back:
+        refuse(
+            "trainer.resume_from_path",
+            path,
+            f"trainer.output_dir has {latest.read_text()} of its own, whose progress would be lost",
+            "go on with trainer.resume_mode=auto and without resume_from_path, or name another output_dir",
+        )
     if mode is not ResumeMode.resume_path and path:
         refuse(
             "trainer.resume_mode",

@@ -39,6 +39,7 @@ class EndOfStep:
     export: Callable[[Path], None]
     log: Sink
     stopwatch: Stopwatch
+    peak_memory: Callable[[], int]  # bytes of this rank's device, since the process started
     folder: Path
 
     def before_training(self) -> None:
@@ -90,6 +91,7 @@ class EndOfStep:
 
     def _write(self, step: int, metrics: Mapping[str, Ratio], tokens: int = 0) -> None:
         row = {name: ratio.value for name, ratio in metrics.items()} | self.stopwatch.lap()
+        row["perf/max_memory_allocated_gb"] = self.peak_memory() / (1 << 30)  # GiB of rank 0, as verl counts it
         if tokens:
             row["time/tokens_per_s"] = tokens / row["time/step_s"]
         self.log(step, row)

@@ -30,9 +30,13 @@ class Order:
 
 def _in_turn(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns: Turns) -> Order:
     """Sampling and training alternate."""
+
+    def collect(step: int) -> Collected:
+        return lead(desk and desk.driver(engine, step).collect, engine, Collected.trained)
+
     return Order(
         train=dapo.train,
-        collect_groups=turns.of_engine(lambda step: lead(desk and desk.driver(engine, step).collect, engine)),
+        collect_groups=turns.of_engine(collect),
         before_push=turns.policy.rest,
         run_state=desk.state if desk else dict,
     )

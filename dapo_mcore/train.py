@@ -37,7 +37,7 @@ CAUSE_SPEAKS_S = 10.0
 # What gloo, NCCL, HCCL and the store say when another rank is gone.
 LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|remote process (has )?exited|connect\w* .*timed? ?out|"
-    r"remote ?error|failed to recv",
+    r"remote ?error|failed to recv|timed out waiting",
     re.IGNORECASE,
 )
 
@@ -116,7 +116,7 @@ def option_names(options: type, prefix: str = "") -> Iterator[str]:
 
 
 def run(config: RunConfig, rank: int, world_size: int) -> int:
-    """Build and train; an error is told once, by the rank where it happened, with the traceback in a file."""
+    """Build and train; an error is told once, by the first rank where it happened, with the traceback in a file."""
     quiet_libraries()
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # platform/ loads what torch would, and says what fails
     from dapo_mcore.platform import UnusableDeviceError, adapt_megatron
@@ -147,7 +147,7 @@ def run(config: RunConfig, rank: int, world_size: int) -> int:
         return FAILED
     except Exception as error:  # noqa: BLE001 - the end of the process: told in one line, the rest in a file
         details = _write_traceback(config, rank)
-        if LOST_PEER.search(str(error)):  # a consequence of another rank's end
+        if rank or LOST_PEER.search(str(error)):  # rank 0 may have the same to tell; or another rank's end is the cause
             let_cause_speak()
         kind = "" if isinstance(error, (ValueError, CheckpointNotWritten)) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)

@@ -88,8 +88,13 @@ def expand(token_ids: Sequence[int], spans: Sequence[VisualSpan]) -> tuple[int, 
 class Visual:
     """An image in a sequence, or a frame of a video. Tokens are told by their places: their id elsewhere is text."""
 
-    pixels: Tensor  # [patches, numbers] float32, from the processor; one object for all responses to a prompt
+    make: Callable[[], Tensor]  # the same tensor at every call; one object wherever the image is shown
     span: VisualSpan  # in the sequence
+
+    @property
+    def pixels(self) -> Tensor:
+        """[patches, numbers] float32, from the processor: made where they are first asked for, and kept."""
+        return self.make()
 
 
 PixelsOf = Callable[[EncodedImage], "Tensor"]  # what `Visual.pixels` holds of a picture

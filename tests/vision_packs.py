@@ -29,7 +29,7 @@ SAME = (1, 4)  # sequences with one and the same prompt
 def picture(seed: int, start: int, rows: int, columns: int) -> Visual:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randn(rows * columns * MERGE**2, 2 * 3 * PATCH**2, generator=draw)
-    return Visual(pixels, VisualSpan(start, rows, columns))
+    return Visual(lambda: pixels, VisualSpan(start, rows, columns))
 
 
 def mixed_batch() -> TrainBatch:

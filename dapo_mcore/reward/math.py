@@ -19,6 +19,7 @@ import math_verify
 from math_verify import ExprExtractionConfig, LatexExtractionConfig
 
 from dapo_mcore.reward.answers import marked_answer, tail
+from dapo_mcore.reward.magnitude import end_of_huge_number
 from dapo_mcore.reward.verdicts import judged
 from dapo_mcore.types import Verdict
 
@@ -53,18 +54,18 @@ def verify(response: str, answer: str, metadata: Mapping[str, Any]) -> Verdict:
     marked = marked_answer(text)
     if marked is not None:
         return judged(is_same(answer, marked))
-    gold, given = _read_gold(answer), _read_plain(text)
+    gold, given = _read_gold(answer), _read_plain(text[end_of_huge_number(text) :])
     return judged(bool(given.values) and _equal(gold, given))
 
 
 def is_same(answer: str, given: str) -> bool:
-    """Whether `given`, an expression without its mark, has the value of `answer`.
+    """Whether `given`, an expression without its mark, has the value of `answer`; one of huge numbers never has.
 
     Raises:
         ValueError: `answer` is not an expression.
     """
     gold = _read_gold(answer)
-    if len(given) > MAX_ANSWER_CHARS:
+    if len(given) > MAX_ANSWER_CHARS or end_of_huge_number(given):
         return False
     reading = _read(given)
     return bool(reading.values) and _equal(gold, reading)

@@ -46,7 +46,7 @@ class SamplingAhead:
         Raises:
             StopRun, LeaderError: as `lead` does, for what happened in the thread.
         """
-        return lead(lambda: self._pending.pop().result(), self._engine)
+        return lead(lambda: self._pending.pop().result(), self._engine, Collected.trained)
 
     def wait(self) -> None:
         """Until nothing is sampled. What has gone wrong is for `take` to tell. Collective."""

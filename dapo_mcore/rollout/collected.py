@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from dapo_mcore.algo.metrics import filter_metrics, response_metrics, reward_metrics
 from dapo_mcore.observe.metrics import Ratio
@@ -21,9 +20,9 @@ class Collected:
     effort: dict[str, Ratio] = field(default_factory=dict)
     settings: dict[str, Ratio] = field(default_factory=dict)  # what a schedule changes over the run
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """To the other ranks goes what they train on; of hard data `considered` is ten times that."""
-        return Collected, (self.groups, (), self.effort, self.settings)
+    def trained(self) -> Collected:
+        """What the other ranks need of it; of hard data `considered` is ten times that."""
+        return replace(self, considered=())
 
     def metrics(self) -> dict[str, Ratio]:
         return {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from dapo_mcore.rollout.engine import RolloutEngine
-from dapo_mcore.rollout.ranks import RolloutError
+from dapo_mcore.rollout.ranks import RolloutError, patient_group
 
 Decision = TypeVar("Decision")
 
@@ -26,34 +26,52 @@ def is_leader() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def lead(decide: Callable[[], Decision] | None, engine: RolloutEngine | None = None) -> Decision:
+def _whole(decision: Decision) -> Decision:
+    return decision
+
+
+def lead(
+    decide: Callable[[], Decision] | None,
+    engine: RolloutEngine | None = None,
+    share: Callable[[Decision], Decision] = _whole,
+) -> Decision:
     """What `decide` returns on rank 0, on every rank; the other ranks serve `engine` meanwhile. Collective.
 
-    Only rank 0's `decide` is called; the other ranks may have none.
+    Only rank 0's `decide` is called; the other ranks may have none. It may take as long as it likes. `share` makes
+    what the other ranks get of its result.
 
     Raises:
         StopRun: on every rank, when `decide` raised it.
         RolloutError: on every rank, when sampling failed on any.
         LeaderError: on the other ranks, when `decide` raised anything else on rank 0, where it goes on its way.
     """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        assert decide is not None
+        return decide()
+    group = _group_of(dist.group.WORLD)  # made before anybody waits
     if not is_leader():
         if engine is not None:
             engine.follow()
-        return _receive()
+        return _receive(group)
     assert decide is not None
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return decide()
     try:
         decision = decide()
     except RolloutError:  # raised on every rank by the engine itself
         raise
     except BaseException as error:
         _end_service(engine)
-        _broadcast((None, error if isinstance(error, StopRun) else LeaderError(f"{type(error).__name__}: {error}")))
+        told = error if isinstance(error, StopRun) else LeaderError(f"{type(error).__name__}: {error}")
+        _broadcast((None, told), group)
         raise
     _end_service(engine)
-    _broadcast((decision, None))
+    _broadcast((share(decision), None), group)
     return decision
+
+
+@cache
+def _group_of(world: object) -> dist.ProcessGroup:
+    """One group for all that is led in a torch.distributed world. Collective."""
+    return patient_group()
 
 
 def _end_service(engine: RolloutEngine | None) -> None:
@@ -61,14 +79,16 @@ def _end_service(engine: RolloutEngine | None) -> None:
         engine.release()
 
 
-def _receive() -> Decision:  # type: ignore[type-var]
-    decision, error = _broadcast((None, None))
+def _receive(group: dist.ProcessGroup) -> Decision:  # type: ignore[type-var]
+    decision, error = _broadcast((None, None), group)
     if error is not None:
         raise error
     return decision
 
 
-def _broadcast(outcome: tuple[Decision | None, Exception | None]) -> tuple[Decision, Exception | None]:
+def _broadcast(
+    outcome: tuple[Decision | None, Exception | None], group: dist.ProcessGroup
+) -> tuple[Decision, Exception | None]:
     box = [outcome]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]  # type: ignore[return-value]

@@ -20,6 +20,13 @@ class RolloutError(RuntimeError):
     """Something failed on at least one rank. Raised on every rank, naming each rank that failed and why."""
 
 
+def patient_group() -> dist.ProcessGroup:
+    """All ranks of the torch.distributed world, by gloo: the world's own group gives up after half an hour.
+    Collective.
+    """
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The trainer's ranks, with rank 0 as the leader; a single process needs no torch.distributed."""
@@ -33,8 +40,7 @@ class Ranks:
         """All ranks of the torch.distributed world, over a group of their own. Collective."""
         if not dist.is_initialized():
             return cls(0, 1, None)
-        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        return cls(dist.get_rank(), dist.get_world_size(), patient_group())
 
     def scatter(self, items: Sequence[T] | None = None) -> T:
         """This rank's item of the leader's `items`, one per rank. The others pass nothing."""

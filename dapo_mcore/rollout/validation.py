@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.rollout.engine import Decoder, Sampling
@@ -21,9 +20,9 @@ class Validation:
     metrics: dict[str, Ratio]
     groups: tuple[Group, ...]  # the sampled responses, for people to read; on rank 0
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What goes to the other ranks, which write nothing."""
-        return Validation, (self.metrics, ())
+    def without_groups(self) -> Validation:
+        """What the other ranks need of it: they write nothing."""
+        return replace(self, groups=())
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def start(
         enable_return_routed_experts=record_routes and not on_cpu,
         # On a CPU a seeded request whose prompt is cut into chunks dies: "CPU Generator does not use offset".
         enable_chunked_prefill=not on_cpu,
-        max_num_batched_tokens=max(rollout.max_num_batched_tokens, max_model_len),
+        max_num_batched_tokens=tokens_per_step(rollout, max_model_len, reads_chunks=not on_cpu),
         max_num_seqs=rollout.max_num_seqs,
         enforce_eager=on_cpu or rollout.enforce_eager,
         enable_sleep_mode=traits.sleep_level > 0,
@@ -81,6 +81,14 @@ def start(
     if record_routes and on_cpu:
         llm.collective_rpc("record_routes")
     return llm
+
+
+def tokens_per_step(rollout: RolloutConfig, max_model_len: int, reads_chunks: bool) -> int:
+    """What an engine reads and samples at a time: vLLM wants room for the longest sequence where it reads prompts whole
+    (vllm.config.SchedulerConfig.verify_max_model_len).
+    """
+    asked = rollout.max_num_batched_tokens
+    return asked if reads_chunks else max(asked, max_model_len)
 
 
 def _launch(args: EngineArgs, kv_cache_mb: int) -> LLMEngine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def as_batch(requests: list[Request], responses: list[Response], pixels_of: Pixe
 
 
 def visuals_of(shown: list[Prompt], pixels_of: PixelsOf) -> tuple[tuple[Visual, ...], ...]:
-    pixels = {image: pixels_of(image) for prompt in shown for image in prompt.images}
+    pixels = {image: cache(partial(pixels_of, image)) for prompt in shown for image in prompt.images}
     return tuple(
         tuple(Visual(pixels[image], span) for image, span in zip(prompt.images, prompt.visual_spans, strict=True))
         for prompt in shown

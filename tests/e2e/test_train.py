@@ -99,6 +99,7 @@ def test_solved_data_ends_the_run_with_the_reason_and_a_checkpoint(model, tmp_pa
 FAULTS = {
     "a verifier that raises": ([f"reward.verifier={VERIFIERS}:broken"], "no calculator here"),
     "a verifier that hangs": ([f"reward.verifier={VERIFIERS}:hanging", "reward.timeout_s=0.5"], "reward"),
+    "a verifier whose scores are too large": ([f"reward.verifier={VERIFIERS}:beyond_float32"], "must be finite"),
     "an output folder that is a file": (["trainer.output_dir=/dev/null/out"], "trainer.output_dir=/dev/null/out"),
     "a layout that does not fit": (["actor.megatron.expert_model_parallel_size=4"], "expert_model_parallel_size=4"),
     "a checkpoint that is none": (["trainer.resume_mode=resume_path", "trainer.resume_from_path=/dev"], "/dev"),

@@ -73,11 +73,11 @@ def train_and_kill(model: Path, out: Path, *overrides: str, when: Callable[[], b
 
 
 def rows(out: Path) -> dict[int, dict[str, Any]]:
-    """metrics.jsonl by step, without what depends on the speed of things."""
+    """metrics.jsonl by step, without what depends on the machine and how fast things go."""
     file = out / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     every = [json.loads(line) for line in lines]
-    speed = ("time/", "sampler/")
+    speed = ("time/", "sampler/", "perf/")
     return {row["step"]: {key: value for key, value in row.items() if not key.startswith(speed)} for row in every}
 
 

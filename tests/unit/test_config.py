@@ -104,6 +104,7 @@ CONTRADICTIONS = [
     ("rollout.temperature=nan", 2, "moe", "rollout.temperature=nan: is not a number"),
     ("rollout.val.top_k=-7", 2, "moe", "rollout.val.top_k=-7.*-1 for all"),
     ("rollout.max_num_batched_tokens=0", 2, "moe", "max_num_batched_tokens=0.*above 0"),
+    ("rollout.max_num_batched_tokens=9", 2, "moe", "max_num_batched_tokens=9: below.*max_num_seqs=256.*raise it"),
     ("actor.megatron.expert_model_parallel_size=3", 3, "moe", "expert_model_parallel_size=3.*8 experts"),
     ("actor.megatron.expert_model_parallel_size=2", 3, "moe", "expert_model_parallel_size=2.*3 processes"),
     ("actor.megatron.expert_model_parallel_size=2", 2, "dense", "llama has no experts"),
@@ -200,6 +201,22 @@ def test_stale_responses_are_allowed_where_something_corrects_them(models):
     correction = ["actor.old_logprobs=auto", f"{CORRECTION}.rollout_is=token"]
     for overrides in ([], correction, [f"{FILTER}.on_exhausted=carry_over", f"{FILTER}.max_dynamic_samples=64"]):
         check(load(models, "rollout.staleness=1", *overrides), world_size=2)
+
+
+def test_a_run_that_was_begun_from_another_is_not_begun_again_over_what_it_has_saved(models):
+    other, own = models / "other" / "checkpoints" / "step_000020", models / "run" / "checkpoints"
+    for folder in (other, own / "step_000010"):
+        folder.mkdir(parents=True)
+
+    def start(checkpoint):
+        options = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}"]
+        check(load(models, f"trainer.output_dir={models / 'run'}", *options), world_size=2)
+
+    start(other)
+    (own / "latest").write_text("step_000030")
+    start(own / "step_000010")
+    with pytest.raises(ValueError, match=r"resume_from_path=.*step_000020: .*has step_000030 of its own.*mode=auto"):
+        start(other)
 
 
 @pytest.mark.parametrize(("overrides", "message"), ALGORITHM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _visual(pictures: dict[tuple[int, int, int], Tensor], span: tuple[int, int, 
         _, rows, columns = span
         draw = torch.Generator().manual_seed(len(pictures))
         pictures[span] = torch.randn(rows * columns * MERGE**2, 2 * 3 * PATCH**2, generator=draw)
-    return Visual(pictures[span], VisualSpan(*span))
+    return Visual(partial(pictures.__getitem__, span), VisualSpan(*span))
 
 
 def freeze_tower(model: Any, train: TowerTraining) -> None:

@@ -23,7 +23,8 @@ SHOWN = [
 
 
 def visual(start: int, rows: int, columns: int) -> Visual:
-    return Visual(torch.full((rows * columns * MERGE**2, 6), float(start)), VisualSpan(start, rows, columns))
+    pixels = torch.full((rows * columns * MERGE**2, 6), float(start))
+    return Visual(lambda: pixels, VisualSpan(start, rows, columns))
 
 
 def test_an_image_stands_still_in_time_and_text_goes_on_behind_its_longer_side() -> None:
@@ -68,7 +69,7 @@ def test_frequencies_turn_in_turn_with_time_row_and_column() -> None:
 
 def test_an_image_that_two_sequences_show_is_held_once_and_its_tokens_are_found_in_both() -> None:
     first = visual(1, 1, 2)
-    again = Visual(first.pixels, VisualSpan(2, 1, 2))
+    again = Visual(first.make, VisualSpan(2, 1, 2))
     found = vision_inputs([(first,), (), (again,)], [0, 4, 7, 12, 16], torch.arange(16), CPU)
     assert found.sizes.tolist() == [[1, 2]]
     assert [id(pixels) for pixels in found.images] == [id(first.pixels)]
