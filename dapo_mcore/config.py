@@ -155,7 +155,7 @@ class SourceConfig:
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
-    val: SourceConfig = field(default_factory=SourceConfig)
+    val: SourceConfig = field(default_factory=SourceConfig)  # several files, or data_source: also measured apart
     exclude_val_from_train: bool = True  # drop training prompts whose text is also in validation, and count them
     image_key: str = "images"  # column with a row's pictures, one for each <image> in its text; "": read none
     # Of a picture; a larger one is refused, and none takes more than max_pixels / 1,024 tokens.
