@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -84,7 +85,8 @@ def _resume(config: RunConfig, checkpoints: CheckpointStore, policy: Actor, desk
     if found is None:
         return
     run_state = checkpoints.load(found, policy)
-    lead(desk and partial(desk.load_state, run_state))
+    if not config.trainer.val_only:  # which may have other prompts
+        lead(desk and partial(desk.load_state, run_state))
     if is_leader():
         print(f"resumed from {found}: {policy.step} steps done", flush=True)
 
@@ -149,7 +151,7 @@ def _connect(
         run_state=order.run_state,
         checkpoints=checkpoints,
         export=export,
-        log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,
+        log=_build_log(config, policy.step) if is_leader() else _keep_silent,
         stopwatch=stopwatch,
         folder=Path(config.trainer.output_dir),
     )
@@ -167,9 +169,14 @@ def _connect(
     return partial(order.train, run), end
 
 
-def _build_log(config: RunConfig, first_step: int) -> Sink:
-    """The run's sinks on rank 0. A run that starts at its beginning also rewrites step 0."""
-    folder, first = Path(config.trainer.output_dir), first_step if first_step > 1 else 0
+def _build_log(config: RunConfig, steps_done: int) -> Sink:
+    """The run's sinks on rank 0, which write anew what comes after the steps done; before the first also step 0.
+
+    Validation alone adds a row to those that are there.
+    """
+    folder, first = Path(config.trainer.output_dir), steps_done + 1 if steps_done else 0
+    if config.trainer.val_only:
+        first = sys.maxsize
     sinks = [
         console_sink(config.trainer.total_training_steps, PHASES),
         jsonl_sink(folder, first),

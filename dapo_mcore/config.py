@@ -415,6 +415,7 @@ class TrainerConfig:
     experiment_name: str = "run"
     seed: int = 0
     val_before_train: bool = True
+    val_only: bool = False  # validate the weights that are given, of model.path or a checkpoint, and end
     test_freq: int = 10  # validate every so many steps and after the last; 0: never
     save_freq: int = 20  # checkpoint every so many steps and after the last; 0: only after the last
     max_ckpt_to_keep: int = 2
@@ -426,7 +427,7 @@ class TrainerConfig:
 
     @property
     def validates(self) -> bool:
-        return self.val_before_train or self.test_freq > 0
+        return self.val_only or self.val_before_train or self.test_freq > 0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -42,10 +42,11 @@ class EndOfStep:
     folder: Path
 
     def before_training(self) -> None:
-        """Step 0: what the policy can do before it is trained."""
+        """What the policy can do before it is trained: step 0, and with trainer.val_only any other."""
         self.stopwatch.lap()
-        if self.options.val_before_train and self.policy.step == 0:
-            self._write(0, {**self._validate(0), **self.push_metrics()})
+        step = self.policy.step
+        if self.options.val_only or (self.options.val_before_train and step == 0):
+            self._write(step, {**self._validate(step), **self.push_metrics()})
 
     def finish(self, step: int, collected: Collected, updates: list[dict[str, Ratio]]) -> None:
         """Count the step, then validate and save when they are due, and write its metrics."""

@@ -137,6 +137,8 @@ def run(config: RunConfig, rank: int, world_size: int) -> int:
             tell_memory(config, world_size)
         with assembled(config) as (train, end):
             end.before_training()
+            if config.trainer.val_only:
+                return 0
             try:
                 train()
             except StopRun as reason:

@@ -84,6 +84,20 @@ def test_a_killed_and_resumed_run_has_the_metrics_of_an_uninterrupted_one(model,
     assert rows(tmp_path) == rows(uninterrupted[0])
 
 
+def test_validation_alone_measures_a_checkpoint_without_training_data_and_writes_nothing_else(
+    model, uninterrupted, tmp_path
+):
+    checkpoint = uninterrupted[0] / "checkpoints" / f"step_{STEPS:06d}"
+    given = ("trainer.val_only=true", "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}")
+    result = train(model, tmp_path, "trainer.total_training_steps=100", "data.train.task=''", *given)
+    assert result.returncode == 0, result.stderr
+    measured = {name: value for name, value in rows(uninterrupted[0])[STEPS].items() if name.startswith("val/")}
+    assert rows(tmp_path) == {STEPS: {"step": STEPS, **measured}}
+    assert (tmp_path / "rollouts" / f"val_{STEPS:06d}.md").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "hf_model").exists()
+
+
 def test_solved_data_ends_the_run_with_the_reason_and_a_checkpoint(model, tmp_path):
     filters = "algorithm.filter_groups.max_num_gen_batches=2"
     result = train(
