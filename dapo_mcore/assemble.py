@@ -22,6 +22,7 @@ from dapo_mcore.dapo import Run
 from dapo_mcore.desk import Desk, open_desk
 from dapo_mcore.end_of_step import EndOfStep
 from dapo_mcore.handover import Handover
+from dapo_mcore.interruption import Interruption
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.orders import ORDERS
@@ -149,6 +150,8 @@ def _connect(
         push_metrics=handover.metrics,
         validate=stopwatch.wrap("validate", turns.of_engine(validate)),
         run_state=order.run_state,
+        end_sampling=order.end_sampling,
+        interruption=Interruption(),
         checkpoints=checkpoints,
         export=export,
         log=_build_log(config, policy.step) if is_leader() else _keep_silent,

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.nodes import Launch, launch_of, parser
 
 ROOT = Path(__file__).resolve().parents[1]
+ONCE_S = 1.0  # for a launcher whose ranks do not train yet
 RESOURCES = {"cpu": "CPU", "cuda": "GPU", "npu": "NPU"}  # as Ray calls the devices of a platform
 REFUSED = 2
 
@@ -46,7 +47,11 @@ class Machine:
     def end(self) -> None:
         if self._launcher is not None and self._launcher.poll() is None:
             os.killpg(self._launcher.pid, signal.SIGTERM)
-            self._launcher.wait()
+            try:
+                self._launcher.wait(ONCE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._launcher.pid, signal.SIGTERM)  # asked once, a run goes on to the end of its step
+                self._launcher.wait()
 
 
 def require_machines(launch: Launch) -> None:
