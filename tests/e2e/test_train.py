@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from tests.e2e.torchrun import VERIFIERS, errors, rows, train, train_and_kill
+from tests.metrics_page import as_listed, listed
 from tools.tiny.model import random_model, save_folder, tiny_config
 
 STEPS = 4
@@ -53,6 +54,12 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
     assert len(steps) == STEPS + 1
     assert all(word in steps[1] for word in ("acc", "loss", "entropy", "update"))
     assert "memory in MB, calculated" in result.stdout
+
+
+def test_every_metric_of_a_run_is_listed_in_the_documentation(uninterrupted):
+    lines = (uninterrupted[0] / "metrics.jsonl").read_text().splitlines()
+    names = {as_listed(name) for line in lines for name in json.loads(line)} - {"step"}
+    assert names <= set(listed())
 
 
 def test_engines_in_ray_actors_train_the_same_run(model, uninterrupted, tmp_path):
