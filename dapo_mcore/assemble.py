@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from dapo_mcore.dapo import Run
 from dapo_mcore.desk import Desk, open_desk
 from dapo_mcore.end_of_step import EndOfStep
 from dapo_mcore.handover import Handover
+from dapo_mcore.interruption import Interruption
 from dapo_mcore.observe.loggers import Sink, console_sink, fan_out, jsonl_sink, tensorboard_sink, wandb_sink
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.orders import ORDERS
@@ -84,7 +86,8 @@ def _resume(config: RunConfig, checkpoints: CheckpointStore, policy: Actor, desk
     if found is None:
         return
     run_state = checkpoints.load(found, policy)
-    lead(desk and partial(desk.load_state, run_state))
+    if not config.trainer.val_only:  # which may have other prompts
+        lead(desk and partial(desk.load_state, run_state))
     if is_leader():
         print(f"resumed from {found}: {policy.step} steps done", flush=True)
 
@@ -121,7 +124,8 @@ def _connect(
         return config.actor.ppo_mini_batch_size * group_size(step)
 
     def push_weights() -> None:
-        order.before_push()
+        order.end_sampling()
+        order.make_room()
         handover.push()
 
     def batch_of(groups: Sequence[Group], step: int) -> TrainBatch:
@@ -147,9 +151,11 @@ def _connect(
         push_metrics=handover.metrics,
         validate=stopwatch.wrap("validate", turns.of_engine(validate)),
         run_state=order.run_state,
+        end_sampling=order.end_sampling,
+        interruption=Interruption(),
         checkpoints=checkpoints,
         export=export,
-        log=_build_log(config, policy.step + 1) if is_leader() else _keep_silent,
+        log=_build_log(config, policy.step) if is_leader() else _keep_silent,
         stopwatch=stopwatch,
         peak_memory=lambda: platform().memory_stats().peak,
         folder=Path(config.trainer.output_dir),
@@ -168,9 +174,14 @@ def _connect(
     return partial(order.train, run), end
 
 
-def _build_log(config: RunConfig, first_step: int) -> Sink:
-    """The run's sinks on rank 0. A run that starts at its beginning also rewrites step 0."""
-    folder, first = Path(config.trainer.output_dir), first_step if first_step > 1 else 0
+def _build_log(config: RunConfig, steps_done: int) -> Sink:
+    """The run's sinks on rank 0, which write anew what comes after the steps done; before the first also step 0.
+
+    Validation alone adds a row to those that are there.
+    """
+    folder, first = Path(config.trainer.output_dir), steps_done + 1 if steps_done else 0
+    if config.trainer.val_only:
+        first = sys.maxsize
     sinks = [
         console_sink(config.trainer.total_training_steps, PHASES),
         jsonl_sink(folder, first),

@@ -149,7 +149,7 @@ class SourceConfig:
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
-    val: SourceConfig = field(default_factory=SourceConfig)
+    val: SourceConfig = field(default_factory=SourceConfig)  # several files, or data_source: also measured apart
     exclude_val_from_train: bool = True  # drop training prompts whose text is also in validation, and count them
     image_key: str = "images"  # column with a row's pictures, one for each <image> in its text; "": read none
     # Of a picture; a larger one is refused, and none takes more than max_pixels / 1,024 tokens.
@@ -408,6 +408,7 @@ class TrainerConfig:
     experiment_name: str = "run"
     seed: int = 0
     val_before_train: bool = True
+    val_only: bool = False  # validate the weights that are given, of model.path or a checkpoint, and end
     test_freq: int = 10  # validate every so many steps and after the last; 0: never
     save_freq: int = 20  # checkpoint every so many steps and after the last; 0: only after the last
     max_ckpt_to_keep: int = 2
@@ -419,7 +420,7 @@ class TrainerConfig:
 
     @property
     def validates(self) -> bool:
-        return self.val_before_train or self.test_freq > 0
+        return self.val_only or self.val_before_train or self.test_freq > 0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -43,7 +43,8 @@ def check(config: RunConfig, world_size: int) -> None:
     _refuse_nan(config)
     _check_ranges(config)
     _check_optim(config.actor.optim)
-    _check_source("data.train", config.data.train)
+    if not config.trainer.val_only:
+        _check_source("data.train", config.data.train)
     if config.trainer.validates:
         _check_source("data.val", config.data.val)
     _check_batches(config.data, config.rollout, config.actor)

@@ -105,15 +105,18 @@ def open_desk(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Desk:
         held_out = build_prompts(data.val, data, tokenizer, "data.val", vision=vision)
         print(f"data.val: {held_out.counts}", flush=True)
         validation, excluded = held_out.prompts, held_out.questions if data.exclude_val_from_train else ()
-    training = build_prompts(data.train, data, tokenizer, "data.train", excluded, vision)
-    print(f"data.train: {training.counts}", flush=True)
+    training = validation
+    if not config.trainer.val_only:
+        read = build_prompts(data.train, data, tokenizer, "data.train", excluded, vision)
+        print(f"data.train: {read.counts}", flush=True)
+        training = read.prompts
     grader = Grader(config.reward)
     try:
-        grader.self_test(training.prompts[:4])
+        grader.self_test(training[:4])
     except BaseException:
         grader.close()
         raise
-    source = PromptSource(training.prompts, config.trainer.seed, data.shuffle)
+    source = PromptSource(training, config.trainer.seed, data.shuffle)
     return Desk(config, source, validation, grader, Bank(config.rollout.staleness))
 
 
@@ -131,6 +134,8 @@ def prepare_folder(config: RunConfig) -> None:
         raise ValueError(
             f"trainer.output_dir={folder}: cannot be written to ({error.strerror}); name another"
         ) from None
+    if config.trainer.val_only:
+        return
     weights = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
     require_space(folder, DISK_PER_WEIGHT_BYTE * weights)
 

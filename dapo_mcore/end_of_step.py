@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from dapo_mcore.checkpoint.store import Checkpointed, CheckpointStore
 from dapo_mcore.config import TrainerConfig
+from dapo_mcore.interruption import Interruption
 from dapo_mcore.observe.loggers import Sink
 from dapo_mcore.observe.metrics import Ratio, merge
 from dapo_mcore.observe.rollouts import write_rollouts
@@ -35,6 +36,8 @@ class EndOfStep:
     push_metrics: Callable[[], Mapping[str, Ratio]]  # of the last push
     validate: Callable[[], Validation]
     run_state: Callable[[], Mapping[str, Any]]  # of rank 0
+    end_sampling: Callable[[], None]  # that goes on while the policy trains
+    interruption: Interruption
     checkpoints: CheckpointStore
     export: Callable[[Path], None]
     log: Sink
@@ -43,19 +46,27 @@ class EndOfStep:
     folder: Path
 
     def before_training(self) -> None:
-        """Step 0: what the policy can do before it is trained."""
+        """What the policy can do before it is trained: step 0, and with trainer.val_only any other."""
         self.stopwatch.lap()
-        if self.options.val_before_train and self.policy.step == 0:
-            self._write(0, {**self._validate(0), **self.push_metrics()})
+        step = self.policy.step
+        if self.options.val_only or (self.options.val_before_train and step == 0):
+            self._write(step, {**self._validate(step), **self.push_metrics()})
+        self.interruption.listen()
 
     def finish(self, step: int, collected: Collected, updates: list[dict[str, Ratio]]) -> None:
-        """Count the step, then validate and save when they are due, and write its metrics."""
+        """Count the step, then validate and save when they are due, and write its metrics.
+
+        Raises:
+            Interrupted: a rank was asked to end the run.
+        """
         self.policy.finish_step()
         self._keep_rollouts(f"train_{step:06d}", collected.groups)
         metrics = merge([*updates, collected.metrics()])
         if self._due(step, self.options.test_freq) or (self.options.test_freq and self._is_last(step)):
             metrics |= self._validate(step)
         self._write(step, {**metrics, **self.push_metrics()}, trained_tokens(collected))
+        if not self._is_last(step):
+            self.interruption.obey()
         if self._due(step, self.options.save_freq) or self._is_last(step):
             self._save()
 
@@ -64,6 +75,7 @@ class EndOfStep:
         if is_leader():
             print(f"stopped after step {self.policy.step}: {reason}", flush=True)
         self._save()
+        self.end_sampling()
 
     def end_of_run(self) -> None:
         if self.options.save_hf_model:

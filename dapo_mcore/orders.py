@@ -24,7 +24,8 @@ class Order:
 
     train: Callable[[Run], None]
     collect_groups: Callable[[int], Collected]
-    before_push: Callable[[], None]  # nothing is sampled any more, and the device has room for the engine's weights
+    end_sampling: Callable[[], None]  # until nothing is sampled: the engine is the caller's
+    make_room: Callable[[], None]  # on the device, for the engine's weights
     run_state: Callable[[], Mapping[str, Any]]  # of rank 0; empty elsewhere
 
 
@@ -37,7 +38,8 @@ def _in_turn(config: RunConfig, engine: RolloutEngine, desk: Desk | None, turns:
     return Order(
         train=dapo.train,
         collect_groups=turns.of_engine(collect),
-        before_push=turns.policy.rest,
+        end_sampling=_nothing,
+        make_room=turns.policy.rest,
         run_state=desk.state if desk else dict,
     )
 
@@ -53,9 +55,14 @@ def _one_step_off(config: RunConfig, engine: RolloutEngine, desk: Desk | None, t
     return Order(
         train=partial(dapo_one_step_off.train, sample_ahead=ahead.start),
         collect_groups=lambda _: ahead.take(),
-        before_push=ahead.wait,
+        end_sampling=ahead.wait,
+        make_room=_nothing,  # its engines have devices of their own
         run_state=ahead.state,
     )
+
+
+def _nothing() -> None:
+    pass
 
 
 ORDERS = {Loop.dapo: _in_turn, Loop.one_step_off: _one_step_off}

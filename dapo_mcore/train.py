@@ -8,15 +8,16 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -28,6 +29,9 @@ from dapo_mcore.config import RunConfig
 from dapo_mcore.config_check import check
 from dapo_mcore.launched import is_scheduler, is_spokesman, place
 from dapo_mcore.observe.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from dapo_mcore.end_of_step import EndOfStep
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -130,18 +134,15 @@ def run(config: RunConfig, rank: int, world_size: int) -> int:
         return FAILED
     from dapo_mcore.assemble import assembled
     from dapo_mcore.checkpoint.store import CheckpointNotWritten
-    from dapo_mcore.rollout.leader import LeaderError, StopRun
+    from dapo_mcore.rollout.leader import LeaderError
 
     try:
         if rank == 0:
             tell_memory(config, world_size)
         with assembled(config) as (train, end):
             end.before_training()
-            try:
-                train()
-            except StopRun as reason:
-                end.stopped(str(reason))
-            end.end_of_run()
+            if not config.trainer.val_only:
+                train_to_end(train, end)
     except LeaderError:
         let_cause_speak()
         return FAILED
@@ -153,6 +154,20 @@ def run(config: RunConfig, rank: int, world_size: int) -> int:
         print(f"error: {kind}{error}\n  (rank {rank}; traceback in {details})", file=sys.stderr, flush=True)
         return FAILED
     return 0
+
+
+def train_to_end(train: Callable[[], None], end: EndOfStep) -> None:
+    """Whichever end it is: the last step, a rule of the run, or a signal, after which the model is not exported."""
+    from dapo_mcore.interruption import Interrupted
+    from dapo_mcore.rollout.leader import StopRun
+
+    try:
+        train()
+    except StopRun as reason:
+        end.stopped(str(reason))
+        if isinstance(reason, Interrupted):
+            return
+    end.end_of_run()
 
 
 def tell_memory(config: RunConfig, world_size: int) -> None:
@@ -186,4 +201,5 @@ if __name__ == "__main__":
     sys.stdout.flush()
     os._exit(code) if code else sys.exit(0)  # a failed rank does not wait in destructors for the others
 elif __name__ == "__mp_main__":  # a checkpoint writer started by Megatron: it must find the adapted modules
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm sends it to every process; the checkpoint is to be complete
     import dapo_mcore.actor  # noqa: F401

@@ -64,6 +64,7 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # whatever else the row held, for the verifier
     images: tuple[EncodedImage, ...] = ()  # each has one placeholder in `token_ids`, in this order
     visual_spans: tuple[VisualSpan, ...] = ()  # one per image, in `expanded_ids`
+    source: str = ""  # the data set it belongs to, by which validation is told apart
 
     @property
     def expanded_ids(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from typing import TextIO
 BAR_WIDTH = 24
 POLL_S = 0.3
 QUIET_S = 20.0  # without a terminal, a stage speaks at least this often
+ONCE_S = 1.0  # for what ends when it is asked once
 GRACE_S = 40.0  # torchrun gives its own workers 30 s to end
 
 
@@ -141,12 +142,15 @@ def _follow(
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends the process group the child leads, if it still runs. Politely first: torchrun has workers to end."""
+    """Ends the process group the child leads, if it still runs. Politely first: torchrun has workers to end.
+
+    Asked once, a run would go on to the end of its step.
+    """
     if child.poll() is not None:
         return
     deaf = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        for request, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+        for request, patience_s in ((signal.SIGTERM, ONCE_S), (signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
             os.killpg(child.pid, request)
             try:
                 child.wait(patience_s)

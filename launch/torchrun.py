@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from launch.first_cause import first_cause
 from launch.nodes import Launch, dry_run, launch_of, parser
+from launch.notice import Notice
 from launch.preflight import (
     check_devices,
     check_disk,
@@ -22,6 +23,7 @@ from launch.preflight import (
 )
 
 REFUSED = 2
+AT_ONCE = "--signals-to-handle=SIGINT,SIGHUP,SIGQUIT"  # not SIGTERM: the agent gives ranks 30 s, too little for a step
 
 
 def agent_arguments(launch: Launch) -> list[str]:
@@ -60,8 +62,10 @@ def run_agent(arguments: Sequence[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # says in 60 lines what is said below
+    notice = Notice(lambda number: SignalException(f"got {number.name}", number))
+    notice.listen()
     try:
-        run(parse_args(arguments))
+        run(parse_args([AT_ONCE, *arguments]))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         who = f"rank {rank} on {socket.gethostname()} (process {failure.pid})"
@@ -70,6 +74,9 @@ def run_agent(arguments: Sequence[str]) -> int:
     except SignalException as ended:
         print(f"launch: ended by {ended.sigval.name}", file=sys.stderr, flush=True)
         return 128 + ended.sigval
+    if notice.received:
+        print(f"launch: ended by {notice.received.name}, in order", file=sys.stderr, flush=True)
+        return 128 + notice.received
     return 0
 
 

@@ -42,6 +42,7 @@ def _record(group: Group, sample: Sample, pictures: PictureFolder) -> dict[str, 
     return {
         "uid": group.prompt.uid,
         "row": group.prompt.row,
+        "source": group.prompt.source,
         "prompt": group.prompt.text,
         **shown,
         "answer": group.prompt.answer,

@@ -139,6 +139,7 @@ def _prompt(uid: int, entry: Encoded, tokenizer: PreTrainedTokenizerBase) -> Pro
         metadata=problem.metadata,
         images=problem.images,
         visual_spans=entry.spans,
+        source=problem.source,
     )
 
 

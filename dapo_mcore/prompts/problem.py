@@ -14,6 +14,9 @@ from dapo_mcore.types import EncodedImage
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
+SOURCE_KEY = "data_source"  # where verl's data sets say which one a row belongs to
+
+
 class RowFault(ValueError):
     """A row that is no problem; says why, in words that are the same for every row of that fault."""
 
@@ -28,6 +31,7 @@ class Problem:
     answer: str
     metadata: Mapping[str, Any]
     images: tuple[EncodedImage, ...] = ()
+    source: str = ""  # the data set it belongs to
 
     @property
     def text(self) -> str:
@@ -41,9 +45,15 @@ class Problem:
 
 
 def problem_from(
-    row: Mapping[str, Any], number: int, place: str, source: SourceConfig, pattern: re.Pattern[str] | None
+    row: Mapping[str, Any],
+    number: int,
+    place: str,
+    source: SourceConfig,
+    pattern: re.Pattern[str] | None,
+    set_name: str = "",
 ) -> Problem:
-    """
+    """`set_name` is that of the data set, for rows that do not name theirs.
+
     Raises:
         RowFault: the row lacks a prompt or an answer, or they are not of a kind that can be read.
     """
@@ -52,8 +62,14 @@ def problem_from(
         place=place,
         messages=_messages(_column(row, "prompt_key", source.prompt_key)),
         answer=_answer(_column(row, "answer_key", source.answer_key), source.answer_key, pattern),
-        metadata={name: value for name, value in row.items() if name != source.prompt_key},
+        metadata={column: value for column, value in row.items() if column != source.prompt_key},
+        source=_source(row, set_name),
     )
+
+
+def _source(row: Mapping[str, Any], otherwise: str) -> str:
+    named = row.get(SOURCE_KEY)
+    return named.strip() if isinstance(named, str) and named.strip() else otherwise
 
 
 def _column(row: Mapping[str, Any], option: str, key: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def read_problems(source: SourceConfig, name: str, images: ImageColumn = NO_IMAG
 
 def _from_files(source: SourceConfig, name: str, images: ImageColumn) -> list[Problem]:
     pattern = _answer_pattern(source.answer_pattern, name)
+    names = dict(zip(source.files, set_names(source.files), strict=True))
     problems: list[Problem] = []
     faults: dict[tuple[str, str], list[int]] = {}  # (file, fault) -> rows
     rows = ((file, *row) for file in source.files for row in rows_of(file))
@@ -41,13 +42,21 @@ def _from_files(source: SourceConfig, name: str, images: ImageColumn) -> list[Pr
         try:
             if isinstance(row, RowFault):
                 raise row
-            problem = problem_from(row, index, f"{file} row {number}", source, pattern)
+            problem = problem_from(row, index, f"{file} row {number}", source, pattern, names[file])
             problems.append(images.add(problem, row, Path(file).parent))
         except RowFault as fault:
             faults.setdefault((file, str(fault)), []).append(number)
     if faults:
         raise ValueError(_told(faults, index + 1, name))
     return problems
+
+
+def set_names(files: Sequence[str]) -> list[str]:
+    """Each file's name without its ending, and as many of its folders as it takes to tell the files apart."""
+    paths = [Path(file).with_suffix("").parts for file in files]
+    depths = range(1, max(map(len, paths), default=0) + 1)
+    candidates = [["/".join(path[-depth:]) for path in paths] for depth in depths]
+    return next((names for names in candidates if len(set(names)) == len(set(paths))), [])
 
 
 def _told(faults: dict[tuple[str, str], list[int]], total: int, name: str) -> str:
@@ -104,4 +113,5 @@ def _task_problem(source: SourceConfig, row: int, entry: dict[str, Any]) -> Prob
         messages=({"role": "user", "content": entry["question"]},),
         answer=str(entry["answer"]) if entry["answer"] is not None else "",
         metadata={"task": source.task, "task_options": source.task_options, "entry": entry},
+        source=source.task,
     )

@@ -30,6 +30,7 @@ def main(descriptor: int, name: str, timeout_s: float) -> None:
     channel = socket.socket(fileno=descriptor)
     _limit(resource.RLIMIT_DATA, MEMORY_LIMIT_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks the trainer to end after its step; Slurm sends it to all
     try:
         verifier = load_verifier(name)
     except Exception as error:  # noqa: BLE001  a user's module may raise anything; the pool turns it into one message

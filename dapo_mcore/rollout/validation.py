@@ -10,7 +10,7 @@ from dapo_mcore.observe.metrics import Ratio
 from dapo_mcore.rollout.engine import Decoder, Sampling
 from dapo_mcore.rollout.grading import Grading
 from dapo_mcore.rollout.groups import sample_groups
-from dapo_mcore.types import FinishReason, Group, Prompt
+from dapo_mcore.types import FinishReason, Group, Outcome, Prompt
 
 VALIDATION_VERSION = -1  # the same random numbers at every validation, none of which training uses
 
@@ -27,7 +27,10 @@ class Validation:
 
 @dataclass(slots=True)
 class Validator:
-    """Samples `n` responses per problem and, if asked, one greedy response. Runs on rank 0."""
+    """Samples `n` responses per problem and, if asked, one greedy response. Runs on rank 0.
+
+    Problems of several data sets are measured together, as val/..., and each set apart, as val/<set>/...
+    """
 
     engine: Decoder
     prompts: Sequence[Prompt]
@@ -39,10 +42,12 @@ class Validator:
 
     def validate(self) -> Validation:
         groups = self._groups(self.n, self.sampling)
-        metrics = accuracy_metrics(groups) | length_metrics(groups)
-        if self.greedy:
-            best = self._groups(1, Sampling(temperature=0.0, max_tokens=self.sampling.max_tokens))
-            metrics["val/accuracy_greedy"] = Ratio(sum(g.accuracies[0] for g in best), len(best))
+        greedy = Sampling(temperature=0.0, max_tokens=self.sampling.max_tokens)
+        best = self._groups(1, greedy) if self.greedy else []
+        metrics = validation_metrics("val", groups, best)
+        sources = dict.fromkeys(prompt.source for prompt in self.prompts)
+        for source in sources if len(sources) > 1 else ():
+            metrics |= validation_metrics(f"val/{source}", _of(source, groups), _of(source, best))
         return Validation(metrics, tuple(groups))
 
     def _groups(self, n: int, sampling: Sampling) -> list[Group]:
@@ -51,16 +56,28 @@ class Validator:
         )
 
 
+def _of(source: str, groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group.prompt.source == source]
+
+
+def validation_metrics(prefix: str, groups: Sequence[Group], best: Sequence[Group]) -> dict[str, Ratio]:
+    """Of some problems: their sampled groups, and a greedy response to each unless that was not asked for."""
+    metrics = accuracy_metrics(groups) | response_metrics(groups)
+    if best:
+        metrics["accuracy_greedy"] = Ratio(sum(g.accuracies[0] for g in best), len(best))
+    return {f"{prefix}/{name}": ratio for name, ratio in metrics.items()}
+
+
 def accuracy_metrics(groups: Sequence[Group]) -> dict[str, Ratio]:
-    """val/accuracy (= mean@n) and pass@k for k = 2, 4, ... n, over all problems."""
+    """accuracy (= mean@n) and pass@k for k = 2, 4, ... n, over all problems. What could not be graded is wrong."""
     n = len(groups[0].samples)
     mean = Ratio(sum(sum(g.accuracies) for g in groups), n * len(groups))
     ks = [1 << e for e in range(1, n.bit_length()) if 1 << e <= n]
     passes = {
-        f"val/pass@{k}": Ratio(sum(pass_at_k(n, sum(a >= 1.0 for a in g.accuracies), k) for g in groups), len(groups))
+        f"pass@{k}": Ratio(sum(pass_at_k(n, sum(a >= 1.0 for a in g.accuracies), k) for g in groups), len(groups))
         for k in ks
     }
-    return {"val/accuracy": mean, f"val/mean@{n}": mean} | passes
+    return {"accuracy": mean, f"mean@{n}": mean} | passes
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -68,9 +85,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def length_metrics(groups: Sequence[Group]) -> dict[str, Ratio]:
-    responses = [s.response for g in groups for s in g.samples]
+def response_metrics(groups: Sequence[Group]) -> dict[str, Ratio]:
+    samples = [sample for group in groups for sample in group.samples]
+    responses = [sample.response for sample in samples]
     return {
-        "val/response_length": Ratio(sum(len(r.token_ids) for r in responses), len(responses)),
-        "val/truncated": Ratio(sum(r.finish_reason is FinishReason.LENGTH for r in responses), len(responses)),
+        "response_length": Ratio(sum(len(r.token_ids) for r in responses), len(responses)),
+        "truncated": Ratio(sum(r.finish_reason is FinishReason.LENGTH for r in responses), len(responses)),
+        "ungraded": Ratio(sum(s.verdict.outcome is not Outcome.GRADED for s in samples), len(samples)),
     }

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -57,10 +58,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def on_two_nodes(processes: tuple[int, int], *program: object) -> list[subprocess.CompletedProcess[str]]:
+def start_two_nodes(processes: tuple[int, int], *program: object) -> list[subprocess.Popen[str]]:
     meeting = ("--nodes=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}", "--interface=lo")
-    nodes = [start("torchrun.sh", *meeting, f"--node-rank={rank}", processes[rank], *program) for rank in (0, 1)]
-    return [end(node) for node in nodes]
+    return [start("torchrun.sh", *meeting, f"--node-rank={rank}", processes[rank], *program) for rank in (0, 1)]
+
+
+def on_two_nodes(processes: tuple[int, int], *program: object) -> list[subprocess.CompletedProcess[str]]:
+    return [end(node) for node in start_two_nodes(processes, *program)]
 
 
 def training(model: Path, out: Path) -> list[str]:
@@ -72,6 +76,25 @@ def test_two_nodes_train_the_quickstart(model, tmp_path):
     assert [node.returncode for node in nodes] == [0, 0], nodes[0].stderr + nodes[1].stderr
     assert list(rows(tmp_path)) == [0, 1, 2]
     assert all(rows(tmp_path)[step]["actor/grad_norm"] > 0 for step in (1, 2))
+
+
+def test_a_launcher_that_is_asked_to_end_lets_all_nodes_finish_the_step_and_save(model, tmp_path):
+    """SIGTERM to the one of the two that does not have rank 0."""
+    endless = "trainer.total_training_steps=1000"
+    nodes = start_two_nodes((1, 1), *training(model, tmp_path), endless)
+    try:
+        while not rows(tmp_path).get(1) and nodes[0].poll() is None:
+            time.sleep(0.05)
+    finally:
+        nodes[1].terminate()
+        first, second = map(end, nodes)
+    last = max(rows(tmp_path))
+    assert (first.returncode, second.returncode) == (0, 128 + signal.SIGTERM), first.stderr + second.stderr
+    assert f"stopped after step {last}: SIGUSR1 asked for it" in first.stdout
+    assert second.stderr.endswith("launch: ended by SIGTERM, in order\n")
+    assert not errors(first) + errors(second)
+    assert (tmp_path / "checkpoints" / "latest").read_text() == f"step_{last:06d}"
+    assert not (tmp_path / "hf_model").exists()
 
 
 def test_nodes_with_different_numbers_of_processes_end_with_one_error(model, tmp_path):

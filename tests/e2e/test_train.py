@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from tests.e2e.torchrun import VERIFIERS, errors, rows, train, train_and_kill
+from tests.metrics_page import as_listed, listed
 from tools.tiny.model import random_model, save_folder, tiny_config
 
 STEPS = 4
@@ -55,6 +56,12 @@ def test_a_run_leaves_metrics_events_rollouts_a_checkpoint_and_a_model(uninterru
     assert "memory in MB, calculated" in result.stdout
 
 
+def test_every_metric_of_a_run_is_listed_in_the_documentation(uninterrupted):
+    lines = (uninterrupted[0] / "metrics.jsonl").read_text().splitlines()
+    names = {as_listed(name) for line in lines for name in json.loads(line)} - {"step"}
+    assert names <= set(listed())
+
+
 def test_engines_in_ray_actors_train_the_same_run(model, uninterrupted, tmp_path):
     engines = ("rollout.backend=ray", "rollout.ray.num_engines=2", PROBE)
     result = train(model, tmp_path, f"trainer.total_training_steps={STEPS}", *engines)
@@ -82,6 +89,20 @@ def test_a_killed_and_resumed_run_has_the_metrics_of_an_uninterrupted_one(model,
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stdout
     assert rows(tmp_path) == rows(uninterrupted[0])
+
+
+def test_validation_alone_measures_a_checkpoint_without_training_data_and_writes_nothing_else(
+    model, uninterrupted, tmp_path
+):
+    checkpoint = uninterrupted[0] / "checkpoints" / f"step_{STEPS:06d}"
+    given = ("trainer.val_only=true", "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}")
+    result = train(model, tmp_path, "trainer.total_training_steps=100", "data.train.task=''", *given)
+    assert result.returncode == 0, result.stderr
+    measured = {name: value for name, value in rows(uninterrupted[0])[STEPS].items() if name.startswith("val/")}
+    assert rows(tmp_path) == {STEPS: {"step": STEPS, **measured}}
+    assert (tmp_path / "rollouts" / f"val_{STEPS:06d}.md").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "hf_model").exists()
 
 
 def test_solved_data_ends_the_run_with_the_reason_and_a_checkpoint(model, tmp_path):

@@ -118,6 +118,11 @@ def test_overlong_prompts_are_refused_by_row_when_neither_dropped_nor_cut(questi
         build_prompts(questions("1", "123456", "1234567"), data, tokenizer, NAME)
 
 
+def test_a_prompt_knows_the_set_it_belongs_to(questions, tokenizer):
+    prompts = build_prompts(questions("a", name="aime24.jsonl"), DataConfig(), tokenizer, "data.val").prompts
+    assert [prompt.source for prompt in prompts] == ["aime24"]
+
+
 def test_validation_questions_are_kept_out_of_training(questions, tokenizer):
     val = build_prompts(
         questions("b", "this one is over-long", name="val.jsonl"),

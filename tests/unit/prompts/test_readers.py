@@ -6,7 +6,7 @@ import pytest
 from pyarrow import parquet
 
 from dapo_mcore.config import SourceConfig
-from dapo_mcore.prompts.readers import read_problems
+from dapo_mcore.prompts.readers import read_problems, set_names
 
 DATA = Path(os.environ.get("DAPO_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 NAME = "data.train"
@@ -41,6 +41,30 @@ def test_rows_are_counted_over_all_files_and_blank_lines_are_no_rows(jsonl):
     problems = read_problems(SourceConfig(files=[first, second]), NAME)
     assert [(p.row, p.question) for p in problems] == [(0, "a"), (1, "b"), (2, "c")]
     assert problems[1].place.endswith("first.jsonl row 3")
+
+
+def test_a_problem_belongs_to_the_set_that_its_row_names_or_else_its_file(jsonl):
+    named = {"prompt": "a", "answer": "1", "data_source": "openai/gsm8k"}
+    first = jsonl(named, {**named, "data_source": None}, {**named, "data_source": " "}, name="aime24.jsonl")
+    second = jsonl({"prompt": "b", "answer": "2"}, name="math.500.jsonl")
+    problems = read_problems(SourceConfig(files=[first, second]), NAME)
+    assert [p.source for p in problems] == ["openai/gsm8k", "aime24", "aime24", "math.500"]
+    assert {p.source for p in read_problems(SourceConfig(task="chain_sum", size=2), NAME)} == {"chain_sum"}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["data/aime24.jsonl"], ["aime24"]),
+        (["aime24/test.parquet", "math/test.parquet"], ["aime24/test", "math/test"]),
+        (["/a/x/test.jsonl", "/b/x/test.jsonl", "/b/x/train.jsonl"], ["a/x/test", "b/x/test", "b/x/train"]),
+        (["test.jsonl", "b/test.jsonl"], ["test", "b/test"]),
+        (["same.jsonl", "same.jsonl", "same.parquet"], ["same", "same", "same"]),
+        ([], []),
+    ],
+)
+def test_files_of_the_same_name_are_told_apart_by_their_folders(files, names):
+    assert set_names(files) == names
 
 
 def test_size_takes_the_first_rows(jsonl):

@@ -1,6 +1,8 @@
+import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dapo_mcore.config import RewardConfig
@@ -20,6 +22,15 @@ def test_verdicts_come_in_the_order_of_the_items(grader, item):
     items = [item(f"<answer>{i % 3}</answer>", answer="1") for i in range(50)]
     assert [v.accuracy for v in pool.grade(items)] == [float(i % 3 == 1) for i in range(50)]
     assert pool.grade([]) == []
+
+
+def test_the_signal_that_asks_a_run_to_end_leaves_its_verifiers_at_work(grader, item):
+    pool = grader("exact_match", num_workers=1)
+    pool.grade([item("<answer>1</answer>", answer="1")])
+    (worker,) = psutil.Process().children()
+    worker.send_signal(signal.SIGUSR1)
+    assert [v.accuracy for v in pool.grade([item("<answer>1</answer>", answer="1")])] == [1.0]
+    assert psutil.Process().children() == [worker]
 
 
 def test_verifiers_that_never_end_are_killed_and_the_pool_stays_as_large(grader, item):
