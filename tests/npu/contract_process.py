@@ -180,8 +180,8 @@ def main(answer: Path) -> None:
     results |= {name: outcome(caller) for name, caller in wrong_callers.LATE.items()}
     checks = {check.__name__: outcome(check) for check in (*cross_entropy.CHECKS, deterministic_mode, one_dtype)}
     ranks = {"two layouts": certified(("DP2", "TP2+SP"), "qwen3_moe"), "CP2": certified(["CP2"], "qwen3_moe")}
-    checks["resumed"] = outcome(trains_on_as_if_it_had_stayed)
     told = {"wrong": results, "checks": checks, "certified": ranks, "right": right() | {"arguments_restored": restored}}
+    told["resumed"] = trains_on_as_if_it_had_stayed()
     answer.write_text(json.dumps(told))
 
 

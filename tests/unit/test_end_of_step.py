@@ -7,6 +7,7 @@ from typing import Any
 
 from dapo_mcore.config import TrainerConfig
 from dapo_mcore.end_of_step import EndOfStep
+from dapo_mcore.interruption import Interruption
 from dapo_mcore.observe.stopwatch import Stopwatch
 from dapo_mcore.rollout.collected import Collected
 
@@ -27,6 +28,8 @@ def test_a_row_has_the_peak_of_the_device_in_gib(tmp_path: Path) -> None:
         push_metrics=dict,
         validate=unused,
         run_state=dict,
+        end_sampling=unused,
+        interruption=Interruption(),
         checkpoints=unused,
         export=unused,
         log=rows.__setitem__,

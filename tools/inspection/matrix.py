@@ -21,6 +21,7 @@ MINDSPEED_FILES = (
     "te/pytorch/attention/dot_product_attention/dot_product_attention.py",
     "te/pytorch/module/grouped_linear.py",
     "te/pytorch/module/layernorm_column_parallel_linear.py",
+    "te/pytorch/module/ops/comm_overlap_ops.py",
 )
 INTERFACES = {
     "cpu": ("GLOO_SOCKET_IFNAME",),

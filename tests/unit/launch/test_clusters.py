@@ -95,13 +95,6 @@ def test_a_cluster_that_asks_for_a_token_is_refused_until_one_is_sent(answering)
     check_cluster(answering(unauthorized), {"RAY_AUTH_MODE": "token"})
 
 
-def test_a_cluster_that_listens_at_the_port_of_its_address_is_accepted():
-    with socket.socket() as dashboard:
-        dashboard.bind(("127.0.0.1", 0))
-        dashboard.listen()
-        check_cluster("http://{}:{}".format(*dashboard.getsockname()))
-
-
 def test_a_ray_job_must_know_the_platform_of_the_cluster(capsys):
     assert main(["2", *TRAIN]) == 2
     assert capsys.readouterr().err.startswith("error: --platform: ")

@@ -25,12 +25,13 @@ def test_verdicts_come_in_the_order_of_the_items(grader, item):
 
 
 def test_the_signal_that_asks_a_run_to_end_leaves_its_verifiers_at_work(grader, item):
-    pool = grader("exact_match", num_workers=1)
+    before = psutil.Process().children()
+    pool = grader("exact_match", num_workers=1, timeout_s=58.0)  # no other test shares its worker
     pool.grade([item("<answer>1</answer>", answer="1")])
-    (worker,) = psutil.Process().children()
+    (worker,) = set(psutil.Process().children()) - set(before)
     worker.send_signal(signal.SIGUSR1)
     assert [v.accuracy for v in pool.grade([item("<answer>1</answer>", answer="1")])] == [1.0]
-    assert psutil.Process().children() == [worker]
+    assert worker in psutil.Process().children()
 
 
 def test_verifiers_that_never_end_are_killed_and_the_pool_stays_as_large(grader, item):
@@ -108,10 +109,10 @@ def test_grading_from_a_thread_gives_the_same_verdicts(grader, item):
     assert [v.score for v in verdicts] == [1.0, -1.0]
 
 
-def test_the_power_tower_is_a_timeout_not_a_wrong_answer(grader, item):
+def test_a_power_tower_is_a_wrong_answer_and_no_timeout(grader, item):
     pool = grader("math", **IMPATIENT)
     verdicts = pool.grade([item(r"\boxed{9^{9^{9^9}}}"), item(r"\boxed{42}")])
-    assert [v.outcome for v in verdicts] == [Outcome.TIMEOUT, Outcome.GRADED]
+    assert [(v.outcome, v.accuracy) for v in verdicts] == [(Outcome.GRADED, 0.0), (Outcome.GRADED, 1.0)]
 
 
 def test_long_texts_and_large_metadata_reach_the_verifier(grader, item):
