@@ -31,7 +31,8 @@ def world_of_one() -> Iterator[None]:
     parallel.init_model_parallel(MegatronConfig(), seed=0)
     yield
     parallel.destroy_model_parallel()
-    dist.destroy_process_group()
+    if dist.is_initialized():  # an engine of vLLM that ended in this process may have ended the world, too
+        dist.destroy_process_group()
     torch.set_num_threads(threads)
 
 
