@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, when called as a file
 
 from dapo_mcore.actor.actor import Actor, build_actor
 from dapo_mcore.actor.parallel import destroy_model_parallel, init_model_parallel, init_process_group
 from dapo_mcore.config import ActorConfig, Dtype, MegatronConfig, ModelConfig, OptimConfig
+from dapo_mcore.prompts import load_tokenizer
 from dapo_mcore.types import TrainBatch
 from dapo_mcore.weights import save_hf
 from tools.tiny import arithmetic
@@ -86,7 +86,7 @@ def warm_start(source: Path, out: Path, seed: int, warm: WarmStart) -> None:
         if dist.get_rank() == 0 and (step % REPORT_EVERY == 0 or step == warm.steps):
             print(f"warm start {step}/{warm.steps} loss {loss:.4f}", flush=True)
 
-    train(lambda batch: update(actor, batch), problems, AutoTokenizer.from_pretrained(source), warm, seed, report)
+    train(lambda batch: update(actor, batch), problems, load_tokenizer(str(source)), warm, seed, report)
     save_hf(actor.weights(), actor.hf_config, source, out)
     destroy_model_parallel()
 

@@ -33,6 +33,7 @@ FEATURES = (
     "te/pytorch/module/grouped_linear.py",
     "te/pytorch/module/layernorm_column_parallel_linear.py",
     "te/pytorch/module/ops/comm_overlap_ops.py",
+    "core/batch_invariant/batch_invariant.py",  # of the branches with all of the above, in this one alone
 )
 BRANCH = "install MindSpeed's branch core_r0.16.0"
 EXTENSIONS = "megatron.core.extensions.transformer_engine"
