@@ -20,7 +20,7 @@ from tests.metrics_page import as_listed, listed
 from tests.unit.rollout.scripted import CountedStream, ExactGrader, ScriptedEngine
 
 SOURCE = Path(__file__).resolve().parents[2] / "dapo_mcore"
-NAME = re.compile(r"(actor|rollout|reward|sampler|moe|val|weights|time)/[a-z0-9_]+")
+NAME = re.compile(r"(actor|rollout|reward|sampler|moe|val|weights|time|perf)/[a-z0-9_]+")
 
 
 def written_out() -> Iterator[str]:
