@@ -60,7 +60,7 @@ def collected_by_every_loop(sampled: Collected) -> dict[str, Collected]:
     config = RunConfig(trainer=TrainerConfig(total_training_steps=1))
     desk: Any = SimpleNamespace(driver=lambda engine, step: SimpleNamespace(collect=lambda: sampled), state=dict)
     engine: Any = Engine()
-    turns = Turns(SimpleNamespace(on_host=nullcontext), engine)
+    turns = Turns(SimpleNamespace(on_host=nullcontext, rest=lambda: None), engine)
     found = {}
     for loop in Loop:
         order = ORDERS[loop](config, engine, desk if is_leader() else None, turns)
