@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from torch.library import Library
 
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ class _Absent(ModuleType):
         return MagicMock()
 
 
-def install() -> list[torch.library.Library]:
+def install() -> list[Library]:
     """Before MindSpeed, transformers and Megatron-Core. The kernels live as long as the answer does."""
     import torch_npu  # noqa: F401
 
@@ -105,12 +106,12 @@ def _type_on_npu(of_cpu: Callable[..., Any]) -> Callable[..., Any]:
     return type_
 
 
-def _kernels() -> torch.library.Library:
+def _kernels() -> Library:
     """torch_npu's own operators, computed as the fakes do."""
     from npu_operators import COMPUTED
 
-    library = torch.library.Library("npu", "IMPL")
+    kernels = Library("npu", "IMPL")
     for name, computed in COMPUTED.items():
         for key in ("CPU", "AutogradCPU"):
-            library.impl(name, computed, key)
-    return library
+            kernels.impl(name, computed, key)
+    return kernels
