@@ -135,10 +135,24 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
     assert psutil.wait_procs(family, timeout=LIMIT_S)[1] == []
 
 
+def wait_for_job_server(cluster: Cluster) -> None:
+    """It refuses jobs until the agent of its machine is there."""
+    server = JobSubmissionClient(f"http://{cluster.webui_url}")
+    started = time.monotonic()
+    while True:
+        try:
+            server.submit_job(entrypoint="true")
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() - started > LIMIT_S:
+                raise
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Of two machines with a core each, at the loopback address, with a job server."""
     options = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+    options["dashboard_agent_listen_port"] = 0  # a free one, as another Ray on this machine has the default
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
     head = {**options, **dashboard, "no_monitor": True}  # which would start and stop machines
     with pytest.MonkeyPatch.context() as patch:  # else Ray replaces the address by one of the machine's
@@ -148,6 +162,7 @@ def cluster() -> Iterator[Cluster]:
         made = Cluster(initialize_head=True, head_node_args=head)
         try:
             made.add_node(**options)
+            wait_for_job_server(made)
             yield made
         finally:
             made.shutdown()

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from torch.library import Library
+from torch import library
 
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ class _Absent(ModuleType):
         return MagicMock()
 
 
-def install() -> list[Library]:
+def install() -> list[library.Library]:
     """Before MindSpeed, transformers and Megatron-Core. The kernels live as long as the answer does."""
     import torch_npu  # noqa: F401
 
@@ -106,11 +106,11 @@ def _type_on_npu(of_cpu: Callable[..., Any]) -> Callable[..., Any]:
     return type_
 
 
-def _kernels() -> Library:
+def _kernels() -> library.Library:
     """torch_npu's own operators, computed as the fakes do."""
     from npu_operators import COMPUTED
 
-    kernels = Library("npu", "IMPL")
+    kernels = library.Library("npu", "IMPL")
     for name, computed in COMPUTED.items():
         for key in ("CPU", "AutogradCPU"):
             kernels.impl(name, computed, key)
