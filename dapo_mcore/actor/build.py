@@ -190,11 +190,11 @@ def _build_chunk(
         vp_stage=vp_stage,
     )
     _mark_experts(chunk)
-    _cast_norms(chunk, config.params_dtype)
+    _cast_parameters(chunk, config.params_dtype)
     return chunk.to(platform().device)
 
 
-def _cast_norms(chunk: PolicyModel, dtype: torch.dtype) -> None:
+def _cast_parameters(chunk: PolicyModel, dtype: torch.dtype) -> None:
     """MindSpeed makes norms in float32 whatever `params_dtype` says, as Megatron's own training casts whole models."""
     for parameter in chunk.parameters():
         parameter.data = parameter.data.to(dtype)

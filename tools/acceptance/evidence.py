@@ -60,7 +60,7 @@ def tests(report: Path) -> list[Figure]:
     suite = ElementTree.parse(report).getroot().find("testsuite")
     if suite is None:
         raise ValueError(f"{report}: no test suite is in it; look into the log of pytest")
-    total, skipped, wrong = int(suite.attrib["tests"]), int(suite.attrib["skipped"]), 0
+    total, skipped = int(suite.attrib["tests"]), int(suite.attrib["skipped"])
     wrong = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
     passed = Figure("passed", total - skipped - wrong, bar=1, at_least=True)
     return [passed, Figure("failed", wrong, bar=0), Figure("skipped", skipped)]
