@@ -16,6 +16,8 @@ export TORCH_CPU_INDEX
 RUN := .venv/bin/python -m
 NO_DEVICE := -m "not gpu and not npu"
 export OMP_NUM_THREADS := 1
+# Many images set this; every process would then compile again all that it imports, for 12 s of a core.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help quickstart quickstart-vl install test acceptance unit lint clean dev
 
