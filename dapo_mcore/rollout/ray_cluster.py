@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
@@ -16,6 +17,9 @@ from dapo_mcore.rollout.ray_engine import EngineActor
 
 LOOPBACK = "127.0.0.1"
 ENVIRONMENT = "DAPO_ROLLOUT_ENVIRONMENT"  # JSON, from the launcher: what engines need otherwise than the trainer
+TOO_SLOW = "timed out during startup"
+STARTS = 3
+T = TypeVar("T")
 
 
 def connect(options: RayConfig) -> None:
@@ -34,6 +38,10 @@ def connect(options: RayConfig) -> None:
                 "`ray start --head`, or leave the option empty for a cluster of this run's own"
             ) from None
         return
+    patiently(lambda: _start_at_loopback(options))
+
+
+def _start_at_loopback(options: RayConfig) -> None:
     # Else Ray replaces a loopback address by one of the machine's, and its daemons listen on all of them.
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
@@ -44,6 +52,16 @@ def connect(options: RayConfig) -> None:
         log_to_driver=False,
         _node_ip_address=LOOPBACK,
     )
+
+
+def patiently(start: Callable[[], T], times: int = STARTS) -> T:
+    """What `start` returns. Ray gives its daemons 30 s, which beside ranks that load is sometimes too little: again."""
+    try:
+        return start()
+    except Exception as error:  # Ray has no class for it
+        if times == 1 or TOO_SLOW not in str(error):
+            raise
+    return patiently(start, times - 1)
 
 
 def disconnect() -> None:

@@ -159,9 +159,9 @@ def cluster() -> Iterator[Cluster]:
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
         patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else whether it asks for a token depends on who used Ray before
-        made = Cluster(initialize_head=True, head_node_args=head)
+        made = ray_cluster.patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
-            made.add_node(**options)
+            ray_cluster.patiently(lambda: made.add_node(**options))
             wait_for_job_server(made)
             yield made
         finally:
