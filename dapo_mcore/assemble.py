@@ -188,7 +188,7 @@ def _build_log(config: RunConfig, steps_done: int) -> Sink:
         tensorboard_sink(folder, first),
     ]
     options: dict[str, Any] = asdict(config)
-    return fan_out(sinks + ([wandb_sink(config, options)] if config.trainer.wandb else []))
+    return fan_out(sinks + ([wandb_sink(config, options, first)] if config.trainer.wandb else []))
 
 
 def _keep_silent(step: int, row: object) -> None:

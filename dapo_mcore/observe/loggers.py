@@ -48,14 +48,24 @@ def tensorboard_sink(folder: Path, first_step: int) -> Sink:
     return write
 
 
-def wandb_sink(config: RunConfig, options: dict[str, Any]) -> Sink:
-    """Raises ValueError when wandb is not installed."""
+def wandb_sink(config: RunConfig, options: dict[str, Any], first_step: int) -> Sink:
+    """A run of wandb's. One that starts after step 0 continues the one whose id the output folder holds.
+
+    wandb keeps what it has: rows that a resumed run writes again are the same.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("trainer.wandb=True: wandb is not installed; pip install wandb, or set it to false") from None
     trainer = config.trainer
-    run = wandb.init(project=trainer.project_name, name=trainer.experiment_name, config=options, dir=trainer.output_dir)
+    file = Path(trainer.output_dir) / "wandb_id"
+    continued = {"id": file.read_text(), "resume": "allow"} if first_step and file.exists() else {}
+    named = {"project": trainer.project_name, "name": trainer.experiment_name, "dir": trainer.output_dir}
+    run = wandb.init(**named, **continued, config=options)
+    file.write_text(run.id)
 
     def write(step: int, row: Row) -> None:
         run.log(dict(row), step=step)

@@ -1,8 +1,11 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from dapo_mcore.observe.loggers import console_sink, jsonl_sink
+from dapo_mcore.config import RunConfig, TrainerConfig
+from dapo_mcore.observe.loggers import console_sink, jsonl_sink, wandb_sink
 
 
 def rows(folder):
@@ -36,3 +39,29 @@ def test_the_progress_line_shows_what_the_step_has(capsys, name, shown):
     assert line.startswith("step  3/20")
     assert shown in line
     assert "loss" not in line
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Answers as wandb 0.31: a run has the id it was given, or a new one."""
+    started = []
+
+    def init(*, id=None, resume=None, **options):  # noqa: A002 - wandb's names
+        assert (id is None) == (resume is None)
+        started.append(id or f"new{len(started)}")
+        return SimpleNamespace(id=started[-1], log=lambda row, step: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    return started
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(wandb, tmp_path):
+    config = RunConfig(trainer=TrainerConfig(wandb=True, output_dir=str(tmp_path)))
+    for first_step in (0, 3, 5, 0):
+        wandb_sink(config, {}, first_step)(first_step, {"x": 1.0})
+    assert wandb == ["new0", "new0", "new0", "new3"]
+
+
+def test_a_run_resumed_in_another_folder_is_another_run_of_wandb(wandb, tmp_path):
+    wandb_sink(RunConfig(trainer=TrainerConfig(wandb=True, output_dir=str(tmp_path))), {}, first_step=3)
+    assert wandb == ["new0"]
