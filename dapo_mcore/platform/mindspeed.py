@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +38,8 @@ FEATURES = (
     "te/pytorch/module/ops/comm_overlap_ops.py",
     "core/batch_invariant/batch_invariant.py",  # of the branches with all of the above, in this one alone
 )
+LOG_LEVEL = "MIND_SPEED_LOG_LEVEL"  # of what the libraries of every rank print; MindSpeed's default is INFO
+ROPE = "mindspeed.core.fusions.fused_rope"
 BRANCH = "install MindSpeed's branch core_r0.16.0"
 EXTENSIONS = "megatron.core.extensions.transformer_engine"
 SPECS = "megatron.core.extensions.transformer_engine_spec_provider"
@@ -60,7 +65,9 @@ def adapt() -> None:
             "call dapo_mcore.platform.adapt_megatron) first"
         )
     _check_layout()
-    with _no_arguments():
+    os.environ.setdefault(LOG_LEVEL, "WARNING")
+    # torch_npu lets every kind of warning through from here on, and dozens of modules warn of things not used.
+    with _no_arguments(), warnings.catch_warnings(record=True):
         importlib.import_module("torch_npu")
         adaptor = importlib.import_module(ADAPTOR)
     if "torch_npu.contrib.transfer_to_npu" not in sys.modules or not callable(getattr(adaptor, "repatch", None)):
@@ -86,6 +93,7 @@ def configure(megatron: MegatronConfig) -> None:
     parallel_state: Any = importlib.import_module("megatron.core.parallel_state")
     if parallel_state.model_parallel_is_initialized():
         raise UnusableDeviceError("Megatron's groups exist already; MindSpeed must be configured before they are made")
+    logging.getLogger(ROPE).setLevel(logging.ERROR)  # it warns that the fusion is off, and means Apex's
     importlib.import_module(ADAPTOR).repatch(wanted)
     _check_replaced()
     _mend_all_reduce()

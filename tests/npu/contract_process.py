@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,12 @@ def deterministic_mode() -> None:
     assert (os.environ["HCCL_DETERMINISTIC"], os.environ["CLOSE_MATMUL_K_SHIFT"]) == ("true", "1")
 
 
+def quiet() -> None:
+    """Neither Python's nor the libraries' messages are printed that were not before torch_npu and MindSpeed came."""
+    assert "once" not in {entry[0] for entry in warnings.filters}, warnings.filters
+    assert logging.getLogger().level >= logging.WARNING
+
+
 def one_dtype() -> None:
     """Of all parameters of a policy in bf16."""
     from dapo_mcore.actor import parallel
@@ -171,6 +179,9 @@ def right() -> dict[str, Any]:
     }
 
 
+CHECKS = (*cross_entropy.CHECKS, quiet, deterministic_mode, one_dtype)
+
+
 def main(answer: Path) -> None:
     results = {name: outcome(caller) for name, caller in wrong_callers.EARLY.items()}
     arguments = list(sys.argv)
@@ -178,7 +189,7 @@ def main(answer: Path) -> None:
 
     restored = sys.argv == arguments
     results |= {name: outcome(caller) for name, caller in wrong_callers.LATE.items()}
-    checks = {check.__name__: outcome(check) for check in (*cross_entropy.CHECKS, deterministic_mode, one_dtype)}
+    checks = {check.__name__: outcome(check) for check in CHECKS}
     ranks = {"two layouts": certified(("DP2", "TP2+SP"), "qwen3_moe"), "CP2": certified(["CP2"], "qwen3_moe")}
     told = {"wrong": results, "checks": checks, "certified": ranks, "right": right() | {"arguments_restored": restored}}
     told["resumed"] = trains_on_as_if_it_had_stayed()

@@ -171,6 +171,10 @@ def test_the_loss_over_the_fused_cross_entropy_is_that_of_float64(told: Any, che
     assert told["checks"][check] == ""
 
 
+def test_torch_npu_and_mindspeed_make_no_library_print_more(told: Any) -> None:
+    assert told["checks"]["quiet"] == ""
+
+
 def test_a_policy_in_bf16_has_no_parameter_in_float32(told: Any) -> None:
     assert told["checks"]["one_dtype"] == ""
 

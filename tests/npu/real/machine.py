@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import torch
 from torch import library
 
+from dapo_mcore.platform.megatron_cpu.torch_proxy import Stream
+
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 CPU = torch.device("cpu")
+SORTING = "mindspeed.ops.triton.sort_chunks_by_idx"
 FACTORIES = (
     *("tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "rand", "randn", "randint"),
     *("empty_strided", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
@@ -42,22 +46,40 @@ def install() -> list[library.Library]:
     sys.path.append(str(FAKES))
     for name in ("acl", "torchair", "torchair.ge"):
         sys.modules[name] = _Absent(name)
-    _triton_of_ascend()
     megatron_cpu.apply()
     _device()
+    _triton_of_ascend()
+    _compiled_operators()
     return [_kernels()]
 
 
 def _triton_of_ascend() -> None:
-    """triton-ascend lets a kernel be tuned by names that are no arguments of it; upstream Triton refuses."""
+    """Under TRITON_INTERPRET=1 the kernels that sort tokens run on the CPU.
+
+    triton-ascend lets a kernel be tuned by names that are no arguments of it; upstream Triton refuses.
+    """
     import triton
 
     tune = triton.autotune
 
     def autotune(configs: Any, key: list[str], **options: Any) -> Callable[[Any], Any]:
-        return lambda kernel: tune(configs, [name for name in key if name in kernel.arg_names], **options)(kernel)
+        return lambda kernel: tune(configs[:1], [name for name in key if name in kernel.arg_names], **options)(kernel)
 
     triton.autotune = autotune
+    found = importlib.util.find_spec("mindspeed")
+    assert found is not None
+    file = Path(next(iter(found.submodule_search_locations or ())), "ops", "triton", "sort_chunks_by_idx.py")
+    sys.modules[SORTING] = module = ModuleType(SORTING)
+    source = file.read_text().replace("device.type != 'npu'", "device.type != 'cpu'")
+    exec(compile(source, file, "exec"), vars(module))
+
+
+def _compiled_operators() -> None:
+    from mindspeed.op_builder.builder import MindSpeedOpBuilder
+    from npu_operators import COMPILED
+
+    for name, computed in COMPILED.items():
+        MindSpeedOpBuilder._loaded_ops[name] = SimpleNamespace(**{name: computed})
 
 
 def _device() -> None:
@@ -68,8 +90,11 @@ def _device() -> None:
         setattr(npu, name, getattr(fake, name))
     for name in ("manual_seed", "manual_seed_all", "get_rng_state", "set_rng_state", "max_memory_allocated"):
         setattr(npu, name, getattr(fake, name))
+    npu.current_stream = lambda device=None: Stream()
+    npu.stream = lambda stream: contextlib.nullcontext()
     npu.current_device = lambda: CPU  # callers hand it to `device=`
     npu.is_available = npu.is_bf16_supported = lambda: True
+    torch.accelerator.current_device_index = lambda: 0
     _of_fakes("collectives").register()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))

@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 
 from tests.npu import wrong_callers
 from tests.npu.certified import certified
-from tests.npu.contract_process import FOREIGN, attributes_of, differing, one_dtype, outcome
+from tests.npu.contract_process import FOREIGN, attributes_of, differing, one_dtype, outcome, quiet
 from tests.npu.real import machine
 from tests.npu.resumed import trains_on_as_if_it_had_stayed
 
@@ -34,7 +34,11 @@ CERTIFIED = {
     "recomputed": (["single, recompute full"], "qwen3_moe", "fp32"),
     "two ranks": (["DP2, overlap", "PP2", "TP2xEP2"], "qwen3_moe", "fp32"),
     "context parallel": (["CP2"], "qwen3_vl_moe", "fp32"),
+    "fused": (["single, fused", "single, recompute full, fused"], "qwen3_moe", "fp32"),
+    "fused, bf16": (["single, fused"], "qwen3_moe", "bf16"),
+    "fused, two ranks": (["EP2, fused", "TP2xEP2, fused", "CP2, fused"], "qwen3_moe", "fp32"),
 }
+WITHOUT_TRITON = (["single, fused", "single, recompute full, fused"], "qwen3_moe", "fp32")
 
 
 def declared() -> dict[str, str]:
@@ -122,10 +126,13 @@ def main(answer: Path) -> None:
         "wrong": wrong,
         "no_value_leaks": outcome(no_value_leaks),
         "one_dtype": outcome(one_dtype),
+        "quiet": outcome(quiet),
         "replaced": replaced() | {"arguments_restored": restored},
         "certified": {name: certified(*case) for name, case in CERTIFIED.items()},
         "resumed": trains_on_as_if_it_had_stayed(),
     }
+    sys.modules[machine.SORTING] = None  # type: ignore[assignment]
+    told["certified"]["fused, no Triton"] = certified(*WITHOUT_TRITON)
     del kernels
     answer.write_text(json.dumps(told))
 

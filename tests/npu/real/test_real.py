@@ -34,13 +34,19 @@ THEIR_WORDS = {
 }
 
 
-def run(*arguments: str, libraries: str) -> subprocess.CompletedProcess[str]:
-    """A process on whose path the real packages come first."""
+def environment(libraries: str) -> dict[str, str]:
+    """Of a process on whose path the real packages come first."""
     path = os.pathsep.join([f"{FOLDER}/packages", str(ROOT), str(ROOT / "kernels")])
     kept = {name: value for name, value in os.environ.items() if name not in ("DAPO_PLATFORM", "RANK", "LOCAL_RANK")}
-    of_process = {"PYTHONPATH": path, "LD_LIBRARY_PATH": libraries, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=kept | of_process, capture_output=True, text=True, timeout=3600)
+    return kept | {"PYTHONPATH": path, "LD_LIBRARY_PATH": libraries, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+
+
+def run(*arguments: str, libraries: str) -> subprocess.CompletedProcess[str]:
+    command, variables = (
+        [sys.executable, "-W", "ignore", *arguments],
+        environment(libraries) | {"TRITON_INTERPRET": "1"},
+    )
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=3600)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,10 @@ def test_mindspeeds_values_stay_out_of_our_configs(told: Any) -> None:
     assert told["no_value_leaks"] == ""
 
 
+def test_torch_npu_and_mindspeed_make_no_library_print_more(told: Any) -> None:
+    assert told["quiet"] == ""
+
+
 def test_a_policy_in_bf16_has_no_parameter_in_float32(told: Any) -> None:
     assert told["one_dtype"] == ""
 
@@ -114,6 +124,20 @@ def test_updates_through_mindspeeds_layers_are_those_of_float64(told: Any) -> No
     for name, found in told["certified"].items():
         assert found["cases"], (name, found["error"])
         assert all(case["within"] for case in found["cases"]), (name, found["cases"])
+
+
+FUSED = {
+    "npu_rotary_position_embedding",
+    "npu_moe_token_permute_with_routing_map",
+    "npu_moe_token_permute_with_routing_map_grad",
+    "_npu_moe_token_unpermute_with_routing_map",
+    "npu_moe_token_unpermute_with_routing_map_grad",
+}
+
+
+def test_fused_rope_and_permutation_are_at_work_where_they_are_asked_for(told: Any) -> None:
+    for name, found in told["certified"].items():
+        assert FUSED.intersection(found["operators"]) == (FUSED if name.startswith("fused") else set()), name
 
 
 def test_attention_is_packed_and_causal_or_that_of_a_tower(told: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from typing import Any
 
@@ -18,6 +20,7 @@ REPATCHED: list[dict[str, Any]] = []
 
 
 def change_megatron() -> None:
+    logging.basicConfig(level=os.environ.get("MIND_SPEED_LOG_LEVEL", "INFO"), stream=sys.stdout, force=True)
     import torch_npu.contrib.transfer_to_npu  # noqa: F401
 
     from dapo_mcore.platform import megatron_cpu

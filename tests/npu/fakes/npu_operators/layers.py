@@ -30,6 +30,12 @@ def npu_rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half",
     return x * r1 + torch.cat([-second, first], -1) * r2
 
 
+def npu_rotary_position_embedding(x: Tensor, cos: Tensor, sin: Tensor, mode: int) -> Tensor:
+    require(x.dim() == cos.dim() == sin.dim() == 4, "x, cosines and sines have four axes")
+    require(mode == 0, "queries and keys are rotated by halves")
+    return npu_rotary_mul(x, cos, sin)
+
+
 def npu_grouped_matmul(
     x: Sequence[Tensor],
     weight: Sequence[Tensor],

@@ -25,4 +25,20 @@ SCHEMAS = {
         "int? act_type=0, int[]? tuning_config=None, int? output_dtype=None, int? x_dtype=None, "
         "int? weight_dtype=None, int? scale_dtype=None, int? per_token_scale_dtype=None) -> Tensor[]"
     ),
+    "npu_moe_token_permute_with_routing_map": (
+        "(Tensor tokens, Tensor routing_map, *, Tensor? probs=None, int? num_out_tokens=None, "
+        "bool drop_and_pad=False) -> (Tensor, Tensor, Tensor)"
+    ),
+    "npu_moe_token_permute_with_routing_map_grad": (
+        "(Tensor permuted_token_out_grad, Tensor? probs_grad, Tensor sorted_indices, Tensor routing_map, "
+        "SymInt experts_num, SymInt tokens_num, bool drop_and_pad) -> (Tensor, Tensor)"
+    ),
+    "_npu_moe_token_unpermute_with_routing_map": (
+        "(Tensor permuted_tokens, Tensor sorted_indices, int[] restore_shape, *, Tensor? probs=None, "
+        "Tensor? routing_map=None, bool drop_and_pad=False) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "npu_moe_token_unpermute_with_routing_map_grad": (
+        "(Tensor unpermuted_tokens_grad, Tensor out_index, Tensor permuted_token_id, Tensor? routing_map, "
+        "Tensor? permuted_tokens, Tensor? probs, bool drop_and_pad, int[] restore_shape) -> (Tensor, Tensor)"
+    ),
 }
