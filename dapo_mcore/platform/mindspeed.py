@@ -86,7 +86,7 @@ def configure(megatron: MegatronConfig) -> None:
     _choose_attention(megatron.context_parallel_size)
     wanted = switches(megatron)
     if _repatched_with:
-        changed = {name: value for name, value in wanted.items() if _repatched_with[0][name] != value}
+        changed = {name: value for name, value in wanted.items() if _repatched_with[0].get(name) != value}
         if changed:
             raise UnusableDeviceError(f"MindSpeed is set up already, without {changed}; start another process")
         return
@@ -107,15 +107,14 @@ def switches(megatron: MegatronConfig) -> dict[str, Any]:
         "attention_mask_type": "causal",  # of layers of text: a 2,048 x 2,048 triangle and sparse mode 2
         "use_fused_rmsnorm": megatron.use_fused_rmsnorm,
         "use_fused_swiglu": megatron.use_fused_swiglu,
+        "apply_rope_fusion": megatron.apply_rope_fusion,
+        "use_fused_rotary_pos_emb": megatron.apply_rope_fusion,
         "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": megatron.moe_grouped_gemm,
         "moe_permute_fusion": megatron.moe_permute_fusion,
         "npu_deterministic": megatron.deterministic_mode,
     }
-    if megatron.apply_rope_fusion:
-        rope = {"apply_rope_fusion": True, "use_fused_rotary_pos_emb": True, "position_embedding_type": "rope"}
-        return chosen | rope
-    return chosen
+    return chosen | ({"position_embedding_type": "rope"} if megatron.apply_rope_fusion else {})
 
 
 @contextmanager

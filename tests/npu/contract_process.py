@@ -120,7 +120,7 @@ def deterministic_mode() -> None:
 
 def quiet() -> None:
     """Neither Python's nor the libraries' messages are printed that were not before torch_npu and MindSpeed came."""
-    assert "once" not in {entry[0] for entry in warnings.filters}, warnings.filters
+    assert ("once", Warning) not in {(entry[0], entry[2]) for entry in warnings.filters}
     assert logging.getLogger().level >= logging.WARNING
 
 

@@ -194,10 +194,13 @@ def configure_after_groups() -> None:
     configure()
 
 
-def configure_anew() -> None:
-    configure()
-    configure()  # the same: nothing happens
-    configure(moe_permute_fusion=True)
+def configure_anew(before: bool, after: bool) -> Caller:
+    def call() -> None:
+        configure(apply_rope_fusion=before)
+        configure(apply_rope_fusion=before)  # the same: nothing happens
+        configure(apply_rope_fusion=after)
+
+    return call
 
 
 def layers_left_alone() -> None:
@@ -274,7 +277,8 @@ LATE: dict[str, Caller] = {
     "pickled config": lambda: pickle.dumps(open_config()),
     "replaced config": lambda: dataclasses.replace(open_config(), num_layers=2),
     "configured after the groups": configure_after_groups,
-    "configured anew": configure_anew,
+    "configured anew": configure_anew(before=False, after=True),
+    "configured back": configure_anew(before=True, after=False),
     "layers left alone": layers_left_alone,
     "Transformer Engine not found": without_transformer_engine,
     "vision tower of causal type": attend("no_mask", "causal"),

@@ -23,8 +23,9 @@ EARLY = (
     *("no MindSpeed", "unknown MindSpeed"),
 )
 LATE = (
-    *("configured after the groups", "configured anew", "repatch with a Namespace", "batch-invariant attention"),
-    *("pickled config", "replaced config", "another process gets a result with a gradient"),
+    *("configured after the groups", "configured anew", "configured back", "repatch with a Namespace"),
+    *("batch-invariant attention", "pickled config", "replaced config"),
+    "another process gets a result with a gradient",
 )
 # What the tests call it -> layouts, family and dtype of the certificate's cases.
 CERTIFIED = {
@@ -119,6 +120,9 @@ def main(answer: Path) -> None:
 
     restored = sys.argv == arguments
     wrong |= {name: outcome(wrong_callers.LATE[name]) for name in LATE}
+    certificates = {name: certified(*case) for name, case in CERTIFIED.items()}
+    sys.modules[machine.SORTING] = None  # type: ignore[assignment]
+    certificates["fused, no Triton"] = certified(*WITHOUT_TRITON)
     told = {
         "declared": declared(),
         "shapes": shapes(),
@@ -128,11 +132,9 @@ def main(answer: Path) -> None:
         "one_dtype": outcome(one_dtype),
         "quiet": outcome(quiet),
         "replaced": replaced() | {"arguments_restored": restored},
-        "certified": {name: certified(*case) for name, case in CERTIFIED.items()},
+        "certified": certificates,
         "resumed": trains_on_as_if_it_had_stayed(),
     }
-    sys.modules[machine.SORTING] = None  # type: ignore[assignment]
-    told["certified"]["fused, no Triton"] = certified(*WITHOUT_TRITON)
     del kernels
     answer.write_text(json.dumps(told))
 
