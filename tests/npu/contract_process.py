@@ -190,7 +190,8 @@ def main(answer: Path) -> None:
     restored = sys.argv == arguments
     results |= {name: outcome(caller) for name, caller in wrong_callers.LATE.items()}
     checks = {check.__name__: outcome(check) for check in CHECKS}
-    ranks = {"two layouts": certified(("DP2", "TP2+SP"), "qwen3_moe"), "CP2": certified(["CP2"], "qwen3_moe")}
+    layouts = {"two layouts": ["DP2", "TP2+SP"], "CP2": ["CP2"], "fused": ["TP2xEP2, fused"]}
+    ranks = {name: certified(chosen, "qwen3_moe") for name, chosen in layouts.items()}
     told = {"wrong": results, "checks": checks, "certified": ranks, "right": right() | {"arguments_restored": restored}}
     told["resumed"] = trains_on_as_if_it_had_stayed()
     answer.write_text(json.dumps(told))

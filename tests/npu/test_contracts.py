@@ -126,13 +126,27 @@ def test_the_policy_is_built_of_mindspeeds_layers(told: Any) -> None:
     assert told["right"]["gradient_norm"] > 0
 
 
-@pytest.mark.parametrize(("layouts", "mode"), [("two layouts", 2), ("CP2", 3)])
+@pytest.mark.parametrize(("layouts", "mode"), [("two layouts", 2), ("CP2", 3), ("fused", 2)])
 def test_updates_of_two_ranks_are_those_of_float64(told: Any, layouts: str, mode: int) -> None:
     """MindSpeed loses sums of float64, keeps the groups of the first layout and cuts sequences in another way."""
     found = told["certified"][layouts]
     assert found["cases"], found["error"]
     assert all(case["within"] for case in found["cases"]), found["cases"]
     assert {record["sparse_mode"] for record in found["records"]} == {mode}
+
+
+FUSED = {
+    "npu_rotary_position_embedding",
+    "npu_moe_token_permute_with_routing_map",
+    "npu_moe_token_permute_with_routing_map_grad",
+    "_npu_moe_token_unpermute_with_routing_map",
+    "npu_moe_token_unpermute_with_routing_map_grad",
+}
+
+
+def test_fused_rope_and_permutation_are_at_work_where_they_are_asked_for(told: Any) -> None:
+    for name, found in told["certified"].items():
+        assert FUSED.intersection(found["operators"]) == (FUSED if name.startswith("fused") else set()), name
 
 
 def test_text_is_packed_and_causal_with_the_triangle_and_mode_2(told: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.npu.test_contracts import STOPPED, matches
+from tests.npu.test_contracts import FUSED, STOPPED, matches
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKES = ROOT / "tests" / "npu" / "fakes"
@@ -124,15 +124,6 @@ def test_updates_through_mindspeeds_layers_are_those_of_float64(told: Any) -> No
     for name, found in told["certified"].items():
         assert found["cases"], (name, found["error"])
         assert all(case["within"] for case in found["cases"]), (name, found["cases"])
-
-
-FUSED = {
-    "npu_rotary_position_embedding",
-    "npu_moe_token_permute_with_routing_map",
-    "npu_moe_token_permute_with_routing_map_grad",
-    "_npu_moe_token_unpermute_with_routing_map",
-    "npu_moe_token_unpermute_with_routing_map_grad",
-}
 
 
 def test_fused_rope_and_permutation_are_at_work_where_they_are_asked_for(told: Any) -> None:

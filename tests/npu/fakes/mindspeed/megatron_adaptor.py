@@ -9,7 +9,7 @@ from typing import Any
 
 from npu_contract import require
 
-from mindspeed import collectives, optimizer, transformer_config, transformer_engine
+from mindspeed import collectives, fusions, optimizer, transformer_config, transformer_engine
 
 require("torch_npu" in sys.modules and hasattr(sys.modules["torch_npu"], "npu"), "torch_npu is imported first")
 require(sys.argv[1:] == [], f"the command line is empty: {sys.argv[1:]} would be values of every TransformerConfig")
@@ -43,6 +43,7 @@ def repatch(switches: dict[str, Any]) -> None:
     check(switches)
     REPATCHED.append(switches)
     collectives.replace()
+    fusions.replace(switches)
     transformer_config.SWITCHES.update(switches)
 
 

@@ -20,7 +20,10 @@ def merge_switches() -> None:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         caller = sys._getframe(1).f_globals["__name__"]
         require(caller != "dataclasses", "dataclasses.replace does not work on a TransformerConfig of MindSpeed's")
-        build(self, *args, **{name: value for name, value in SWITCHES.items() if name in fields} | kwargs)
+        given = {name: value for name, value in SWITCHES.items() if name in fields} | kwargs
+        fused = given.pop("apply_rope_fusion", False)  # Megatron would ask for Transformer Engine's
+        build(self, *args, **given)
+        self.apply_rope_fusion = fused
         for name in SWITCHES.keys() - fields:
             setattr(self, name, SWITCHES[name])
         MADE.append(id(self))

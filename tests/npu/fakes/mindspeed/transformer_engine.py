@@ -30,12 +30,17 @@ def _class(name: str) -> type:
     return type(name, (nn.Module,), {})
 
 
+PERMUTATIONS = (
+    *("moe_permute", "moe_permute_with_probs", "moe_unpermute"),
+    *("moe_sort_chunks_by_index", "moe_sort_chunks_by_index_with_probs"),
+)
 LAYERS = ("Linear", "LayerNormLinear", "DotProductAttention", "GroupedLinear", "LayerNorm", "RMSNorm")
 MODULES: dict[str, dict[str, Any]] = {
     "": {"__version__": VERSION},
     ".common": {},
     ".common.recipe": {"DelayedScaling": _class("DelayedScaling")},
     ".pytorch": {name: _class(name) for name in LAYERS},
+    ".pytorch.permutation": {name: _class(name) for name in PERMUTATIONS},
     ".pytorch.ops": {name: _class(name) for name in ("Sequential", "FusibleOperation")},
     ".pytorch.fp8": {"FP8GlobalStateManager": _NoFp8, "fp8_autocast": _nothing},
     ".pytorch.distributed": {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class TEGroupedLinear(nn.Module):
         shape[self.axis] //= pg_collection.expt_tp.size()
         for index in range(num_gemms):
             weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype))
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=self.axis, stride=1)
             init_method(weight)
             weight.allreduce = pg_collection.ep.size() == 1
             self.register_parameter(f"weight{index}", weight)
