@@ -54,6 +54,8 @@ def shapes() -> dict[str, list[Any]]:
     from npu_operators import COMPUTED
 
     x, labels, sizes = torch.randn(4, 8), torch.tensor([1, 0, 7, 3]), torch.tensor([1, 3])
+    routed = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    permuted = COMPUTED["npu_moe_token_permute_with_routing_map"](x, routed, probs=x[:, :3], num_out_tokens=8)
     grouped = {"group_list": sizes, "split_item": 2, "group_type": 0, "group_list_type": 1}
     examples: dict[str, tuple[Any, dict[str, Any]]] = {
         "npu_rms_norm": ((x, x[0]), {}),
@@ -61,6 +63,13 @@ def shapes() -> dict[str, list[Any]]:
         "npu_rotary_mul": ((x[:, None, None],) * 3, {}),
         "npu_grouped_matmul": (([x], [x.T, x.T]), grouped),
         "npu_cross_entropy_loss": ((x, labels), {"reduction": "none"}),
+        "npu_moe_token_permute_with_routing_map": ((x, routed), {"probs": x[:, :3], "num_out_tokens": 8}),
+        "npu_moe_token_permute_with_routing_map_grad": ((*permuted, routed, 3, 4, False), {}),
+        "_npu_moe_token_unpermute_with_routing_map": ((permuted[0], permuted[2], [4, 8]), {}),
+        "npu_moe_token_unpermute_with_routing_map_grad": (
+            (x, permuted[2], permuted[2], routed, None, None, False, [4, 8]),
+            {},
+        ),
     }
     return {
         name: [described(getattr(torch.ops.npu, name)(*_on_meta(given), **_on_meta(named))),
@@ -74,7 +83,8 @@ def _on_meta(tree: Any) -> Any:
 
 
 def described(results: Any) -> list[Any]:
-    return [[list(tensor.shape), str(tensor.dtype)] for tensor in pytree.tree_leaves(results)]
+    tensors = filter(torch.is_tensor, pytree.tree_leaves(results))
+    return [[list(tensor.shape), str(tensor.dtype)] for tensor in tensors]
 
 
 def reduce_tensor() -> dict[str, Any]:
