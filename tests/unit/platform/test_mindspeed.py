@@ -46,6 +46,7 @@ def test_no_switch_describes_the_model_or_the_rest_of_its_layout() -> None:
     assert switches(layout) == switches(MegatronConfig())
 
 
-def test_rotary_switches_are_only_given_together() -> None:
-    rotary = {"apply_rope_fusion", "use_fused_rotary_pos_emb", "position_embedding_type"}
-    assert not rotary & switches(MegatronConfig()).keys()
+def test_fused_rope_is_switched_off_by_name_and_its_type_given_only_where_it_is_on() -> None:
+    off = switches(MegatronConfig())
+    assert (off["apply_rope_fusion"], off["use_fused_rotary_pos_emb"]) == (False, False)
+    assert "position_embedding_type" not in off
