@@ -49,8 +49,8 @@ class Grader:
         self._is_closing = False
         # The rest is the thread's, while it runs.
         self._selector = selectors.DefaultSelector()
-        self._bell, hears = socketpair()
-        self._selector.register(hears, selectors.EVENT_READ, hears)
+        self._bell, self._hears = socketpair()
+        self._selector.register(self._hears, selectors.EVENT_READ)
         self._workers: list[WorkerProcess] = []
         for _ in range(options.num_workers):
             self._start()
@@ -109,12 +109,17 @@ class Grader:
             raise VerifierError(f"reward.verifier={self._options.verifier}: {reason}")
 
     def close(self) -> None:
+        """Ends the workers; a second call does nothing."""
+        if self._is_closing:
+            return
         self._is_closing = True
         self._bell.send(b"!")
         self._thread.join()
         for worker in list(self._workers):
             self._stop(worker)
         self._selector.close()
+        self._bell.close()
+        self._hears.close()
 
     def _run(self, probes: Sequence[Probe]) -> list[Verdict]:
         verdicts: dict[Key, Verdict] = {}
@@ -174,7 +179,7 @@ class Grader:
             if isinstance(key.data, WorkerProcess):
                 self._read(key.data)
             else:
-                key.data.recv(1 << 16)
+                self._hears.recv(1 << 16)
         for worker in [worker for worker in self._workers if worker.deadline <= monotonic()]:
             self._expire(worker)
 

@@ -176,7 +176,12 @@ def test_a_verifier_that_does_not_exist_is_refused_by_the_self_test(monkeypatch,
     assert reason in str(error.value)
 
 
-def test_a_closed_pool_has_no_processes():
+def test_a_closed_pool_has_no_processes_and_no_files():
+    this = psutil.Process()
+    children, files = set(this.children()), this.num_fds()
     with Grader(RewardConfig(verifier="exact_match", num_workers=2)) as pool:
         assert pool.num_workers == 2
     assert pool.num_workers == 0
+    assert set(this.children()) <= children
+    assert this.num_fds() <= files
+    pool.close()  # again
