@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -14,6 +15,8 @@ KNOWN = (
     r"`sequence_parallel` is set to `True`, but tensor model parallel size is 1",  # Megatron, about whole experts
     r"\s*The 'megatron\.core\.transformer\.custom_layers\.transformer_engine'",
 )
+# Loggers that warn where nothing is wrong.
+LOGGERS = ("torch._library.triton",)  # that there is no Triton, on a CPU
 
 
 def quiet_libraries() -> None:
@@ -21,3 +24,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for message in KNOWN:
         warnings.filterwarnings("ignore", message=message)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
