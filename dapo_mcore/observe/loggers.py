@@ -51,7 +51,8 @@ def tensorboard_sink(folder: Path, first_step: int) -> Sink:
 def wandb_sink(config: RunConfig, options: dict[str, Any], first_step: int) -> Sink:
     """A run of wandb's. One that starts after step 0 continues the one whose id the output folder holds.
 
-    wandb keeps what it has: rows that a resumed run writes again are the same.
+    wandb keeps the rows it has of a step: those that a resumed run writes again are the same, and validation alone,
+    which may be of other weights, gets a run of its own.
 
     Raises:
         ValueError: wandb is not installed.
@@ -62,10 +63,12 @@ def wandb_sink(config: RunConfig, options: dict[str, Any], first_step: int) -> S
         raise ValueError("trainer.wandb=True: wandb is not installed; pip install wandb, or set it to false") from None
     trainer = config.trainer
     file = Path(trainer.output_dir) / "wandb_id"
-    continued = {"id": file.read_text(), "resume": "allow"} if first_step and file.exists() else {}
+    continues = bool(first_step) and not trainer.val_only and file.exists()
+    continued = {"id": file.read_text(), "resume": "allow"} if continues else {}
     named = {"project": trainer.project_name, "name": trainer.experiment_name, "dir": trainer.output_dir}
     run = wandb.init(**named, **continued, config=options)
-    file.write_text(run.id)
+    if not trainer.val_only:
+        file.write_text(run.id)
 
     def write(step: int, row: Row) -> None:
         run.log(dict(row), step=step)

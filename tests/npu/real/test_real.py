@@ -42,10 +42,8 @@ def environment(libraries: str) -> dict[str, str]:
 
 
 def run(*arguments: str, libraries: str) -> subprocess.CompletedProcess[str]:
-    command, variables = (
-        [sys.executable, "-W", "ignore", *arguments],
-        environment(libraries) | {"TRITON_INTERPRET": "1"},
-    )
+    command = [sys.executable, "-W", "ignore", *arguments]
+    variables = environment(libraries) | {"TRITON_INTERPRET": "1"}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=3600)
 
 

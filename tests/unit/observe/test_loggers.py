@@ -62,6 +62,13 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(wandb, tmp_path):
     assert wandb == ["new0", "new0", "new0", "new3"]
 
 
+def test_validation_alone_is_a_run_of_its_own_and_the_next_resumes_the_one_before(wandb, tmp_path):
+    for val_only in (False, True, False):
+        trainer = TrainerConfig(wandb=True, output_dir=str(tmp_path), val_only=val_only)
+        wandb_sink(RunConfig(trainer=trainer), {}, first_step=3)
+    assert wandb == ["new0", "new1", "new0"]
+
+
 def test_a_run_resumed_in_another_folder_is_another_run_of_wandb(wandb, tmp_path):
     wandb_sink(RunConfig(trainer=TrainerConfig(wandb=True, output_dir=str(tmp_path))), {}, first_step=3)
     assert wandb == ["new0"]
